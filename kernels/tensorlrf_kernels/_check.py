@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 from torch import Tensor
+
+MOST = 4096  # kinds of calls that are remembered
 
 
 def check_operands(**operands: tuple[Tensor | None, str]) -> None:
@@ -55,3 +58,19 @@ def check_operands(**operands: tuple[Tensor | None, str]) -> None:
 def _words(name: str, tensor: Tensor, letters: str) -> str:
     wanted = ", ".join(letters).replace("., ., .", "...")
     return f"{name} has shape {tuple(tensor.shape)}; it must be ({wanted})"
+
+
+def once(check: Callable[..., Any]) -> Callable[..., None]:
+    """The check of a call, made once for all calls with the same shapes, dtypes, devices and flags.
+    Of no use where sizes are symbols."""
+    passed: set[tuple[Hashable, ...]] = set()
+
+    def checked(*given: Any) -> None:
+        kind = tuple([(t.shape, t.dtype, t.device) if isinstance(t, Tensor) else t for t in given])
+        if kind not in passed:
+            check(*given)
+            if len(passed) >= MOST:
+                passed.clear()
+            passed.add(kind)
+
+    return checked

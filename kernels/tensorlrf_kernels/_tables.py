@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from tensorlrf_kernels import _bound
 from tensorlrf_kernels.chips import Chip, chip_of
 from tensorlrf_kernels.launches import LaunchConfig, Workload
 
@@ -34,10 +35,12 @@ def tuning_by(tuner: Tuner) -> Iterator[None]:
     """Inside, `tuner` is called with every problem before its launch is chosen."""
     global _tuner
     before, _tuner = _tuner, tuner
+    _bound.pause(True)
     try:
         yield
     finally:
         _tuner = before
+        _bound.pause(before is not None)
 
 
 def launch_for(
@@ -70,6 +73,7 @@ def remember(chip: Chip, op: str, direction: str, problem: Workload, config: Lau
     """Use `config` for the problem's bucket from now on, in this process."""
     _entries(chip.name)[op, direction, dtype_key(problem), bucket(problem)] = config
     choose.cache_clear()
+    _bound.forget()
 
 
 def bucket(problem: Workload) -> str:

@@ -181,23 +181,23 @@ class Call:
             options |= {"debug": True, "sanitize_overflow": False}
         return options
 
-    def launch(self) -> None:
-        """Launch on the current stream of the arguments' device, compiling first if need be."""
-        self.function[(self.grid,)](**self.arguments, **self.options)
+    def launch(self) -> Any:
+        """Launch on the current stream of the arguments' device, compiling first if need be;
+        returns the compiled kernel."""
+        return self.function[(self.grid,)](**self.arguments, **self.options)
 
 
-def launch(calls: Sequence[Call]) -> None:
-    """Launch one after the other, on the device of the first call's tensors."""
+def launch(calls: Sequence[Call]) -> list[Any]:
+    """Launch one after the other, on the device of the first call's tensors; returns the compiled
+    kernels."""
     if not calls:
-        return
+        return []
     device = next(t.device for t in calls[0].args.values() if isinstance(t, torch.Tensor))
-    if device.type != "cuda":  # Triton's interpreter
-        for call in calls:
-            call.launch()
-        return
+    # Not cuda: Triton's interpreter. To enter a device costs more than to ask for it.
+    if device.type != "cuda" or torch.cuda.current_device() == device.index:
+        return [call.launch() for call in calls]
     with torch.cuda.device(device):
-        for call in calls:
-            call.launch()
+        return [call.launch() for call in calls]
 
 
 class Launched(NamedTuple):
@@ -216,12 +216,14 @@ def execute(
     op: str,
     device: torch.device,
     dtype: torch.dtype,
+    bound: Callable[[Sequence[Call], Sequence[Any], Any], None] | None = None,
 ) -> Any | None:
     """Launch the calls that `build` makes and return what they fill; None where these kernels do
     not compile on this chip, with one warning.
 
     A cooperative launch that the device refuses is made as launches apart. Both are remembered for
-    the configuration, and for nothing else.
+    the configuration, and for nothing else. `bound` is told of the calls that were launched, their
+    compiled kernels, and what they fill.
     """
     chip = chip_of(device)
     if not supports(chip):
@@ -233,11 +235,11 @@ def execute(
         return None
     try:
         calls, result = build(launched.config)
-        launch(calls)
+        kernels = launch(calls)
     except Exception as error:
         if launched.config.cooperative and "cooperative" in str(error):
             _apart.add(launched)
-            return execute(config, build, op=op, device=device, dtype=dtype)
+            return execute(config, build, op=op, device=device, dtype=dtype, bound=bound)
         if not _did_not_compile(error):
             raise
         _failed.add(launched)
@@ -247,6 +249,8 @@ def execute(
             f"({type(error).__name__}: {reason}); library products run in its place"
         )
         return None
+    if bound is not None and kernels:
+        bound(calls, kernels, result)
     return result
 
 

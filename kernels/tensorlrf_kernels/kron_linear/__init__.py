@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tensorlrf_kernels._activation import check_activation
-from tensorlrf_kernels._check import check_operands
+from tensorlrf_kernels._check import check_operands, once
 from tensorlrf_kernels._library import call, define, differentiate, refuse_gradients
 from tensorlrf_kernels.kron_linear import fused, reference
 
@@ -110,6 +110,9 @@ def _check(
     check_activation(activation)
 
 
+_checked = once(_check)
+
+
 # ---- forward ------------------------------------------------------------------------------------
 
 
@@ -133,7 +136,7 @@ def _forward_cuda(
     residual: Tensor | None,
     activation: str | None,
 ) -> Tensor:
-    _check(x, a, b, bias, residual, activation)
+    _checked(x, a, b, bias, residual, activation)
     rows = _flat(x)
     terms = None if residual is None else _flat(residual)
     shift = None if bias is None else bias.contiguous()

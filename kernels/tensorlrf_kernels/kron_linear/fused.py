@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tensorlrf_kernels._bound import NOTHING, again, binder
 from tensorlrf_kernels._tables import launch_for
 from tensorlrf_kernels.kron_linear.launch import KronProblem
 from tensorlrf_kernels.launches import Call, LaunchConfig, execute
@@ -33,6 +34,10 @@ def forward(
     activation: str | None = None,
 ) -> Tensor | None:
     """y (M, m1 m2) of x (M, n1 n2) and residual (M, m1 m2); None where no kernel serves."""
+    given = (x, a, b, bias, residual)
+    y: Tensor | None
+    if (y := again(OP, given, activation)) is not NOTHING:
+        return y
     config = launch_for(OP, "forward", problem_of(len(x), a, b), x.device)
     if config is None:
         return None
@@ -41,7 +46,8 @@ def forward(
         call, y = forward_call(config, x, a, b, bias, residual, activation)
         return [call], y
 
-    y: Tensor | None = execute(config, build, op=OP, device=x.device, dtype=x.dtype)
+    bound = binder(OP, given, activation, ("y",))
+    y = execute(config, build, op=OP, device=x.device, dtype=x.dtype, bound=bound)
     return y
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorlrf_kernels._activation import activate, check_activation
-from tensorlrf_kernels._check import check_operands
+from tensorlrf_kernels._check import check_operands, once
 from tensorlrf_kernels._library import call, define, differentiate, refuse_gradients
 from tensorlrf_kernels.launches import HAS_TRITON, say_once
 from tensorlrf_kernels.lowrank_linear import fused, reference
@@ -99,6 +99,9 @@ def _check(
     check_activation(activation)
 
 
+_checked = once(_check)
+
+
 # ---- forward ------------------------------------------------------------------------------------
 
 
@@ -127,7 +130,7 @@ def _forward_cuda(
     activation: str | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    _check(x, right, left, bias, residual, activation)
+    _checked(x, right, left, bias, residual, activation)
     lead, (out, rank) = x.shape[:-1], left.shape
     rows = _flat(x, right.shape[1])
     terms = None if residual is None else _flat(residual, out)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tensorlrf_kernels._bound import NOTHING, again, binder
 from tensorlrf_kernels._counters import counters
 from tensorlrf_kernels._tables import launch_for
 from tensorlrf_kernels.chips import tf32_allowed
@@ -49,6 +50,10 @@ def forward(
 ) -> tuple[Tensor, Tensor | None] | None:
     """y (M, N), and t (M, R) where it is to be kept, for x (M, K) and residual (M, N); None where
     no kernel serves."""
+    given, flags = (x, right, left, bias, residual), (activation, keep)
+    made: tuple[Tensor, Tensor | None] | None
+    if (made := again(OP, given, flags)) is not NOTHING:
+        return made
     problem = problem_of(x, right, left)
     config = launch_for(OP, "forward", problem, x.device)
     if config is None:
@@ -58,8 +63,8 @@ def forward(
         calls, y, t = forward_calls(config, x, right, left, bias, residual, activation, keep=keep)
         return calls, (y, t)
 
-    made: tuple[Tensor, Tensor | None] | None
-    made = execute(config, build, op=OP, device=x.device, dtype=x.dtype)
+    bound = binder(OP, given, flags, ("y", "t", "partials"))
+    made = execute(config, build, op=OP, device=x.device, dtype=x.dtype, bound=bound)
     return made
 
 

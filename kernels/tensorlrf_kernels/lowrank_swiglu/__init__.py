@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tensorlrf_kernels._check import check_operands
+from tensorlrf_kernels._check import check_operands, once
 from tensorlrf_kernels._library import call, define, differentiate, refuse_gradients
 from tensorlrf_kernels.launches import HAS_TRITON, say_once
 from tensorlrf_kernels.lowrank_linear.fused import kept_dtype
@@ -103,6 +103,9 @@ def _check(
     return Projection(gate_right, gate_left, gate_bias), Projection(up_right, up_left, up_bias)
 
 
+_checked = once(_check)
+
+
 # ---- forward ------------------------------------------------------------------------------------
 
 
@@ -133,7 +136,9 @@ def _forward_cuda(
     up_bias: Tensor | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    gate, up = _check(x, gate_right, gate_left, up_right, up_left, gate_bias, up_bias)
+    _checked(x, gate_right, gate_left, up_right, up_left, gate_bias, up_bias)
+    gate = Projection(gate_right, gate_left, gate_bias)
+    up = Projection(up_right, up_left, up_bias)
     rows, rank = _flat(x, gate_right.shape[1]), max(gate.rank, up.rank)
     made = fused.forward(rows, gate, up, keep)
     if made is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tensorlrf_kernels._bound import NOTHING, again, binder
 from tensorlrf_kernels._counters import counters
 from tensorlrf_kernels._tables import launch_for
 from tensorlrf_kernels.launches import Call, LaunchConfig, Problem, execute
@@ -44,6 +45,10 @@ def forward(
 ) -> tuple[Tensor, Tensor | None] | None:
     """y (M, N), and t (M, G + U) where it is to be kept, for x (M, K); None where no kernel
     serves."""
+    given = (x, *gate, *up)
+    made: tuple[Tensor, Tensor | None] | None
+    if (made := again(OP, given, keep)) is not NOTHING:
+        return made
     problem = problem_of(x, gate, up)
     config = launch_for(OP, "forward", problem, x.device)
     if config is None:
@@ -53,8 +58,8 @@ def forward(
         calls, y, t = forward_calls(config, x, gate, up, keep=keep)
         return calls, (y, t)
 
-    made: tuple[Tensor, Tensor | None] | None
-    made = execute(config, build, op=OP, device=x.device, dtype=x.dtype)
+    bound = binder(OP, given, keep, ("y", "t", "partials"))
+    made = execute(config, build, op=OP, device=x.device, dtype=x.dtype, bound=bound)
     return made
 
 
