@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from tensorlrf.decomposition._descent import (
 )
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._options import check_callback, check_count
-from tensorlrf.decomposition.coupled._parafac2_sweep import Factors3, Slices, State
+from tensorlrf.decomposition.coupled._parafac2_sweep import Factors3, Narrow, Slices, State
 from tensorlrf.decomposition.coupled._several import count_of_terms, together, unit_columns
 from tensorlrf.decomposition.linalg._gram import descending_eigh, identity, scale_of
 from tensorlrf.decomposition.linalg.threads import threaded
@@ -39,6 +39,8 @@ TRIAL = 50
 
 Callback = Callable[[Parafac2Factors, float], Any]
 
+Watch = Callable[[State, float], bool | None]
+
 
 @without_autocast()
 @threaded
@@ -57,8 +59,9 @@ def fit_parafac2(
 
     Each sweep finds the best P_k of every slice, the polar factor of X_k C diag(A[k]) B^T, and
     makes steps of alternating least squares for A, B and C on the projected slices P_k^T X_k; the
-    loss never rises. Sweeps begin ahead along the last change where that pays. Components come with
-    falling weights, columns of A, B and C have unit length.
+    loss never rises. Sweeps begin ahead along the last change where that pays; slices of many
+    columns are first swept within their leading directions, where that costs little. Components
+    come with falling weights, columns of A, B and C have unit length.
 
     Parameters
     ----------
@@ -70,7 +73,7 @@ def fit_parafac2(
         "svd": C from the leading right singular vectors of all slices, ones and the identity for
         the others; "random"; or the start itself, of these slices and this rank.
     n_iter_max : int
-        Most sweeps of a start.
+        Most sweeps of a start, over the slices and within leading directions each.
     tol : float
         Stop when a sweep lowers the relative error by no more than this share of it.
     n_restarts : int
@@ -102,7 +105,8 @@ def fit_parafac2(
 
     References
     ----------
-    Kiers, ten Berge & Bro 1999.
+    Kiers, ten Berge & Bro 1999; Bro & Andersson 1998, "Improving the speed of
+    multiway algorithms, part II: compression".
 
     Examples
     --------
@@ -127,18 +131,32 @@ def fit_parafac2(
     def watch(state: State, error: float) -> bool | None:
         return bool(callback(cast(state), error)) if callback is not None else None
 
-    run = descend(
-        _starts(work, init, n_restarts, draws, scale),
-        work.sweep,
-        tol,
-        n_iter_max,
-        trial=min(TRIAL, n_iter_max) if n_restarts > 1 else 0,
-        ahead=_ahead,
-        step=lambda: StepAhead(confirmed=True),
-        rise=ROUNDING,
-        enough=work.rounding,
-        watch=watch if callback is not None else None,
-    )
+    def descended(
+        on: Slices, starts: Iterable[Descent[State]], more: int, seen: Watch | None
+    ) -> Descent[State]:
+        return descend(
+            starts,
+            on.sweep,
+            tol,
+            n_iter_max,
+            trial=min(TRIAL, n_iter_max) if more > 0 else 0,
+            ahead=_ahead,
+            step=lambda: StepAhead(confirmed=True),
+            rise=ROUNDING,
+            enough=on.rounding,
+            watch=seen,
+        )
+
+    watched = watch if callback is not None else None
+    small = None if is_format(init, Parafac2Factors) else Narrow.of(work)
+    if small is None:
+        run = descended(
+            work, _starts(work, init, n_restarts, draws, scale), n_restarts - 1, watched
+        )
+    else:
+        starts = _starts(small.slices, init, n_restarts, draws, scale)
+        begun = descended(small.slices, starts, n_restarts - 1, None).state
+        run = descended(work, [small.widened(begun, work)], 0, watched)
     factors = cast(run.state)
     errors = (*run.errors, factors.to(torch.float64).rel_error(given))
     return Fit(factors, errors, run.converged, f"rank {r}, {run.reason}")

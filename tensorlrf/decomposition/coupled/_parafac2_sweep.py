@@ -16,13 +16,17 @@ from tensorlrf.decomposition.linalg._gram import descending_eigh, thin_svd
 from tensorlrf.decomposition.linalg._solve import proximal_step
 from tensorlrf.factors.algebra import khatri_rao
 
-EARLY, STEPS = 20, 5
+EARLY, STEPS, NARROW_STEPS = 20, 5, 2
 """Passes of least squares for A, B and C on the slices as they are projected: one in early sweeps,
-since many lead to local minima more often, and then so many, which cost far less than a sweep."""
+since many lead to local minima more often, and then so many, which cost far less than a sweep; on
+narrow slices, where they cost as much as the projections, fewer."""
 
 CLEAR = 1e-12
 """Smallest eigenvalue of M^T M, over the largest, with which the polar factor of M is had from it:
 some 1e-4 off then, of which two steps of Newton and Schulz leave rounding."""
+
+BEYOND, WORTH = 10, 3
+"""Columns of narrow slices beyond the rank, and times fewer ones from which on they are made."""
 
 Factors3 = tuple[Tensor, Tensor, Tensor]
 
@@ -43,8 +47,8 @@ class Slices:
     nothing is lost and sweeps cost what J rows do.
     """
 
-    def __init__(self, slices: Sequence[Tensor], rank: int) -> None:
-        self.rank, self.count = rank, len(slices)
+    def __init__(self, slices: Sequence[Tensor], rank: int, steps: int = STEPS) -> None:
+        self.rank, self.count, self.steps = rank, len(slices), steps
         self.rows = tuple(int(x.shape[0]) for x in slices)
         self.columns = int(slices[0].shape[1])
         self.bases: list[Tensor | None] = []
@@ -85,7 +89,7 @@ class Slices:
         projections = self._projections(self.stack @ state.factors[2], state.factors)
         projected = projections.mT @ self.stack
         factors = state.factors
-        for _ in range(STEPS if state.sweeps >= EARLY else 1):
+        for _ in range(self.steps if state.sweeps >= EARLY else 1):
             factors = _step(projected, factors)
         found = State(factors, projections, state.sweeps + 1)
         inside = _square(projected - _product(factors))
@@ -117,6 +121,33 @@ class Slices:
             polar[k] = 0
             polar[k, :n] = left @ right
         return polar
+
+
+class Narrow(NamedTuple):
+    """Slices X_k V in the leading right singular vectors V (J, s) of all, and these.
+
+    Rows of X_k V are no more than s in a basis of its columns, so that a sweep costs next to
+    nothing. What V leaves out is mostly noise; sweeps over the slices decide.
+    """
+
+    slices: Slices
+    basis: Tensor
+
+    @classmethod
+    def of(cls, whole: Slices) -> Narrow | None:
+        """None where it saves little."""
+        s = whole.rank + BEYOND
+        if s * WORTH > whole.columns:
+            return None
+        basis = descending_eigh(whole.square())[1][:, :s]
+        seen = zip(whole.stack @ basis, whole.heights, strict=True)
+        return cls(Slices([x[:n] for x, n in seen], whole.rank, NARROW_STEPS), basis)
+
+    def widened(self, state: State, whole: Slices) -> Descent[State]:
+        """Where sweeps over the slices themselves begin."""
+        a, b, c = state.factors
+        found = whole.descent((a, b, self.basis @ c))
+        return Descent.at(found.state._replace(sweeps=state.sweeps), found.error)
 
 
 def _in_basis(slice_: Tensor, rank: int) -> tuple[Tensor, Tensor]:
