@@ -21,6 +21,7 @@ from tensorlrf.decomposition.generalized._losses import loss_of
 from tensorlrf.decomposition.generalized._nonzeros import rows_of
 from tensorlrf.decomposition.generalized._report import relative_error, stack_of
 from tensorlrf.decomposition.generalized._samples import Sampler
+from tensorlrf.decomposition.generalized._squares import ENTRIES, Squares
 from tensorlrf.decomposition.generalized._stack import as_factors
 from tensorlrf.decomposition.generalized._start import given_start, random_start
 from tensorlrf.decomposition.methods import factors_of, method
@@ -245,7 +246,7 @@ class _Run:
         if not self.sampled:
             assert self.objective is not None  # or it would be sampled
             limits = self.data.shape, self.loss.lower, self.tol, self.n_iter_max
-            return minimise(self.objective, start, *limits, self._watch)
+            return minimise(self.objective, start, *limits, self._watch, self._ahead())
         assert self.judge is not None
         near = start.to(self.data.values.dtype)
         counts = self.drawn.counts
@@ -260,6 +261,15 @@ class _Run:
             n_iter_max=self.n_iter_max,
             watch=self._watch,
         )
+
+    def _ahead(self) -> Squares | None:
+        """The first steps, where the loss is a square and all entries count alike."""
+        data = self.data
+        if self.loss.name != "gaussian" or data.weights is not None:
+            return None
+        if data.sparse is None:
+            return Squares(data.values)
+        return Squares(data.sparse.dense()) if data.size <= ENTRIES else None
 
     def _watch(self, point: Tensor, loss: float) -> bool:
         if self.callback is None:

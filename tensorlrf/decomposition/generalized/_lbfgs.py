@@ -39,6 +39,14 @@ SPAN = 5
 """Steps whose gains are put together to be judged."""
 
 
+Ahead = Callable[[Tensor, Sequence[float]], Tensor | None]
+"""From a point, and the losses so far, to the next."""
+
+
+FIRST = 2
+"""Steps ahead that are not judged."""
+
+
 @dataclass(frozen=True)
 class Course:
     """Where a minimisation has led to.
@@ -73,6 +81,7 @@ def minimise(
     tol: float,
     n_iter_max: int,
     watch: Callable[[Tensor, float], bool],
+    ahead: Ahead | None = None,
 ) -> Course:
     """From `start`, no entry of which is below `lower`, as far as steps gain something.
 
@@ -80,6 +89,8 @@ def minimise(
     tol    the end is where the last steps gained, each, no more than this share of all that was
            gained since the start
     watch  sees the point and its loss after each step, and ends it by returning True
+    ahead  gives the first steps, of another kind, until it gives None or one that gains nothing;
+           they converge fast, and each is judged by itself
     """
     here = _At(start, *objective(start))
     losses, residuals = [here.loss], [_residual(here, lower)]
@@ -93,7 +104,9 @@ def minimise(
     if not residuals[0]:
         return ended(True, "the start is stationary")
     for number in range(1, n_iter_max + 1):
-        new = _step(objective, here, pairs, lower, shape)
+        new = None if ahead is None else _led(objective, here, ahead(here.point, losses))
+        if new is None:
+            ahead, new = None, _step(objective, here, pairs, lower, shape)
         if new is None and pairs.count:  # a metric that misleads is made anew
             pairs.forget()
             new = _step(objective, here, pairs, lower, shape)
@@ -103,7 +116,8 @@ def minimise(
                     False, "no step from the start lowers the loss, whose derivative says so"
                 )
             return ended(True, f"step {number} met rounding")
-        pairs.note(new.point - here.point, new.gradient - here.gradient)
+        if ahead is None:
+            pairs.note(new.point - here.point, new.gradient - here.gradient)
         here = new
         losses.append(here.loss)
         residuals.append(_residual(here, lower))
@@ -111,10 +125,18 @@ def minimise(
             return ended(False, f"{STOPPED} after step {number}")
         if not residuals[-1]:
             return ended(True, f"step {number} led to a stationary point")
-        span = min(SPAN, number)
-        if number > SPAN and losses[-1 - span] - here.loss <= tol * span * (losses[0] - here.loss):
+        span, first = (SPAN, SPAN) if ahead is None else (1, FIRST)
+        if number > first and losses[-1 - span] - here.loss <= tol * span * (losses[0] - here.loss):
             return ended(True, f"step {number} lowered the loss by less than tol")
     return ended(False, f"n_iter_max={n_iter_max} steps")
+
+
+def _led(objective: Objective, here: _At, point: Tensor | None) -> _At | None:
+    """There, if that lowers the loss."""
+    if point is None:
+        return None
+    new = _At(point, *objective(point))
+    return new if new.loss < here.loss else None
 
 
 def _residual(at: _At, lower: float) -> float:

@@ -45,6 +45,12 @@ class Nonzeros:
         """(s,): where each stands in the tensor as a vector; ascending."""
         return linear_index(self.indices, self.shape)
 
+    def dense(self) -> Tensor:
+        """The whole tensor."""
+        whole = self.values.new_zeros(self.size)
+        whole[self.linear()] = self.values
+        return whole.view(self.shape)
+
     def first_zero(self) -> tuple[int, ...]:
         """The index of the first entry that is not stored, where there is one."""
         places = self.linear()

@@ -16,7 +16,7 @@ from tensorlrf.decomposition import fit_cp
 from tensorlrf.decomposition.cp._problem import pose
 from tensorlrf.decomposition.cp.joint import _core
 from tensorlrf.decomposition.cp.joint._core import compressed, wide_gram, widths
-from tensorlrf.decomposition.cp.joint._projected import Projected
+from tensorlrf.decomposition.linalg.multilinear._projected import Projected
 from tensorlrf.errors import ArgumentError
 from tensorlrf.factors import CPFactors
 

@@ -18,6 +18,7 @@ from torch import Tensor
 import tensorlrf
 from tensorlrf import CPFactors, SparseTensor
 from tensorlrf.decomposition import Loss, LossFit, fit_cp, fit_generalized_cp, huber_loss
+from tensorlrf.decomposition.generalized import _squares
 from tensorlrf.decomposition.generalized._losses import LOSSES
 from tensorlrf.errors import ArgumentError, RankError, ShapeError, UnsupportedError
 from tests.decomposition.generalized.planted import RANK, SHAPE, planted, rates
@@ -162,6 +163,33 @@ def test_a_sparse_tensor_gives_what_the_dense_one_does(name: str) -> None:
         assert found.losses == pytest.approx(dense.losses, rel=1e-6)
         assert found.error == pytest.approx(dense.error, rel=1e-6)
         assert found.loss == pytest.approx(dense.loss, rel=1e-6)
+
+
+# ---- squares ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unknowns", [0, 512])
+def test_squares_end_at_what_alternating_least_squares_finds(
+    unknowns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_squares, "UNKNOWNS", unknowns)  # 0: by sweeps, and quasi-Newton steps
+    x, _ = planted("gaussian")
+    start = rates(seed=5)
+    found = fit(x, RANK, "gaussian", init=start, tol=1e-10, n_iter_max=500)
+    other = fit_cp(x, RANK, init=start, solver="als", n_iter_max=500, tol=1e-10)
+    assert found.error <= other.error * (1 + 1e-6) + 1e-9
+    assert all(b <= a for a, b in pairwise(found.losses))
+
+
+@pytest.mark.parametrize("unknowns", [0, 512])
+def test_squares_of_collinear_and_dead_data(unknowns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_squares, "UNKNOWNS", unknowns)
+    flat = torch.full((4, 5, 6), 2.0, dtype=torch.float32, device="cpu")
+    assert fit(flat, 2, random_state=0).error < 1e-4
+    flat[1] = 0
+    assert fit(flat, 3, random_state=0).error < 1e-3
+    nothing = fit(torch.zeros_like(flat), 2, random_state=0)
+    assert nothing.loss == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_matrix_of_scipy_is_taken() -> None:

@@ -17,8 +17,8 @@ from tensorlrf.decomposition.cp._problem import Problem
 from tensorlrf.decomposition.cp._start import random_start, svd_start
 from tensorlrf.decomposition.cp._state import CPState
 from tensorlrf.decomposition.cp.joint._core import Core, compressed, widths
-from tensorlrf.decomposition.cp.joint._projected import Array, Projected, descend
 from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
+from tensorlrf.decomposition.linalg.multilinear._projected import Array, Projected, descend
 
 MOST = 512
 """Unknowns of a step up to which it costs no more than a few sweeps."""
