@@ -5,7 +5,8 @@ in the metric of its calibration inputs, and judged on held-out ones. Beside the
 int8 and int4 by itself; pruning in that metric, its entries stored as `SparseTensor` does and as a
 map of bits with the values refitted; and a bound, see `bound`.
 
-    python bench/field/formats_by_bytes.py craft minilm smollm2   # half an hour of one thread
+    python bench/field/formats_by_bytes.py         # a quarter of an hour of one thread
+    python bench/field/formats_by_bytes.py craft   # of one model alone
     python bench/field/formats_by_bytes.py --small   # random layers, to see that it runs
 """
 

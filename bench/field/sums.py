@@ -92,7 +92,7 @@ def rows(n: int, r: int, share: float, rounds: int) -> list[Row]:
         return parts[0].to_dense(), parts[1].to_dense()
 
     def given() -> tuple[Tensor, Tensor]:
-        found = tensorlrf.low_rank_plus_sparse(w, r, sparsity=1 - share, n_iter_max=100, tol=0.0)
+        found = tensorlrf.low_rank_plus_sparse(w, r, sparsity=1 - share, n_iter_max=30, tol=0.0)
         return found.parts[0].to_dense(), found.parts[1].to_dense()
 
     ways: dict[str, Callable[[], tuple[Any, Any]]] = {
