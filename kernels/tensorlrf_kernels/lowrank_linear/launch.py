@@ -109,8 +109,9 @@ def _decode(problem: Problem, chip: Chip) -> LaunchConfig:
         # Products without tensor cores are unrolled into as many registers as they are given.
         BK, BN, warps = 16, 16, 8
         BE, registers = 16 if BM > 32 else 32, 168 if BM < 128 else 0
-    # A tile for every multiprocessor, unless the last to arrive would then add up too many.
-    tiles = -(-chip.multiprocessors // -(-rank // BR))
+    # A tile for every multiprocessor and no second one, which all would wait for, unless the last
+    # to arrive would then add up too many.
+    tiles = max(1, chip.multiprocessors // -(-rank // BR))
     splits = min(tiles, -(-inp // BK), max(4, 2**16 // (4 * BM * BR)))
     blocks = {
         "BM": BM,
@@ -138,7 +139,9 @@ def prefill(problem: Problem, chip: Chip) -> LaunchConfig:
     warps = 8 if BM * max(BR, BN) >= 128 * 128 or widest < BR else 4
     tile = max(BM * BK + BR * BK, BR * BN)
     blocks = {"BM": BM, "BN": BN, "BK": BK, "BR": BR, "SPLIT": split}
-    stages = _stages(tile, BM * BR, dtype, chip)
+    # A program that has a multiprocessor to itself must keep the memory busy alone.
+    alone = half and -(-problem.rows // BM) * split <= chip.multiprocessors
+    stages = _stages(tile, BM * BR, dtype, chip, 5 if alone else 3)
     # Products without tensor cores are unrolled into as many registers as they are given.
     unrolled = dtype is torch.float32 and not tf32
     if unrolled:
@@ -164,8 +167,8 @@ def fill(problem: Problem, chip: Chip, sizes: tuple[int, ...], BN: int) -> tuple
     return best
 
 
-def _stages(tile: int, intermediate: int, dtype: torch.dtype, chip: Chip) -> int:
-    """Stages of a pipeline that loads `tile` elements in each, three at most. Beside it room is
-    left for the intermediate in float32, which crosses shared memory to change its layout."""
+def _stages(tile: int, intermediate: int, dtype: torch.dtype, chip: Chip, most: int = 3) -> int:
+    """Stages of a pipeline that loads `tile` elements in each. Beside it room is left for the
+    intermediate in float32, which crosses shared memory to change its layout."""
     room = chip.shared_memory - 5 * intermediate
-    return max(1, min(3, room // (tile * dtype.itemsize)))
+    return max(1, min(most, room // (tile * dtype.itemsize)))

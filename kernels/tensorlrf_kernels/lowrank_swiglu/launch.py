@@ -92,8 +92,9 @@ def _decode(problem: Problem, chip: Chip) -> LaunchConfig:
     while _rank_blocks(problem, BR) > MOST_RANK_BLOCKS:
         BR *= 2
     BK = 128 if dtype is not torch.float32 else 64 if tf32 else 32
-    # A tile for every multiprocessor, unless the last to arrive would then add up too many.
-    tiles = -(-chip.multiprocessors // _rank_blocks(problem, BR))
+    # A tile for every multiprocessor and no second one, which all would wait for, unless the last
+    # to arrive would then add up too many.
+    tiles = max(1, chip.multiprocessors // _rank_blocks(problem, BR))
     splits = min(tiles, -(-inp // BK), max(4, 2**16 // (4 * BM * BR)))
     if plain:  # products without tensor cores keep their operands in registers
         BN, BE = 16, 32 if BM < 128 else 16
