@@ -17,16 +17,15 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition.linalg._gram import unfold
-from tensorlrf.decomposition.linalg._spectrum import ratio
 from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
-from tensorlrf.decomposition.nonnegative._data import CANCELLED, Columns, Data
+from tensorlrf.decomposition.nonnegative._data import CANCELLED, Data
 from tensorlrf.factors.algebra import mode_product
 
 BEYOND = 10
 """Directions of a basis beyond the rank."""
 
 ROUNDS = 2
-"""Over the columns of a factor: contractions cost no more than one of them."""
+"""Over the columns of a factor, by default: contractions cost no more than one of them."""
 
 WORTH = 6
 """Times fewer entries, in core and bases, from which on it is made: it costs four products."""
@@ -39,6 +38,7 @@ class Compressed(Data):
 
     bases: tuple[Tensor | None, ...] = ()
     whole: float = 0.0
+    most: int = ROUNDS
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,13 +64,15 @@ class Compressed(Data):
         return rhs if basis is None else basis @ rhs
 
     def rounds(self, n: int, r: int) -> int:
-        return ROUNDS
+        return self.most
 
-    def error(self, square: float, columns: Columns) -> float:
-        return ratio(max(square, 0.0), self.square)
+    def tells(self, square: float) -> bool:
+        return True  # there is no other way; below `enough` no sweep is made
 
 
-def compressed(data: Data, ranks: Sequence[int], draws: torch.Generator) -> Compressed | None:
+def compressed(
+    data: Data, ranks: Sequence[int], draws: torch.Generator, rounds: int = ROUNDS
+) -> Compressed | None:
     """In bases of somewhat more directions than the ranks, one a mode; None where little is saved.
 
     A mode after the other, each on what the others have left (Vannieuwenhoven, Vandebril &
@@ -87,7 +89,7 @@ def compressed(data: Data, ranks: Sequence[int], draws: torch.Generator) -> Comp
         core = core if basis is None else mode_product(core, basis.T, mode)
         bases.append(basis)
     cut = CutTensor.of(core.contiguous())
-    return Compressed(cut, data.scale, data.dtype, tuple(bases), data.square)
+    return Compressed(cut, data.scale, data.dtype, tuple(bases), data.square, rounds)
 
 
 def _basis(matrix: Tensor, s: int, draws: torch.Generator) -> Tensor:

@@ -91,10 +91,14 @@ class Data:
         """Relative error of a model, of the residual itself; absolute for a zero tensor."""
         return ratio(square_residual(self.cut, factors, weights), self.square)
 
+    def tells(self, square: float) -> bool:
+        """Whether a squared residual that is a difference of such sums has digits enough."""
+        return square > CANCELLED[self.tensor.dtype] * self.square
+
     def error(self, square: float, columns: Columns) -> float:
         """The same where that is known to be `square`, but for what has cancelled."""
-        if square > CANCELLED[self.tensor.dtype] * self.square:
-            return ratio(square, self.square)
+        if self.tells(square):
+            return ratio(max(square, 0.0), self.square)
         return self.true_error(columns.factors, columns.weights)
 
     def factors(self, columns: Columns) -> CPFactors:

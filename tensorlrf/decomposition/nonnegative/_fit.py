@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from tensorlrf.decomposition._options import check_callback, check_count
 from tensorlrf.decomposition._search import doubled, smallest_within
 from tensorlrf.decomposition.linalg._spectrum import ratio
 from tensorlrf.decomposition.linalg.multilinear._given import check_given
-from tensorlrf.decomposition.nonnegative._compressed import compressed
+from tensorlrf.decomposition.nonnegative._compressed import Compressed, compressed
 from tensorlrf.decomposition.nonnegative._data import Columns, Data
 from tensorlrf.decomposition.nonnegative._sweep import (
     Sweep,
@@ -24,6 +25,7 @@ from tensorlrf.decomposition.nonnegative._sweep import (
     exact_columns,
     random_columns,
     random_start,
+    svd_start,
     weighted,
 )
 from tensorlrf.errors import ArgumentError, TensorlrfWarning, unknown, warn
@@ -31,6 +33,8 @@ from tensorlrf.factors import CPFactors, Factors
 
 SWEEPS = 300
 """By default, at the most."""
+
+INITS = ("random", "svd")
 
 TRIAL = 10
 """Sweeps of each of several starts, of which the best goes on."""
@@ -67,8 +71,8 @@ class Options:
         check_count("n_restarts", n_restarts, 1)
         check_callback(callback, None)
         if isinstance(init, str):
-            if init != "random":
-                raise unknown("init", init, ("random", "factors of your own"))
+            if init not in INITS:
+                raise unknown("init", init, (*INITS, *(["factors of your own"] if given else [])))
         elif given is None:
             raise ArgumentError("init is given factors, which have a rank; with error= use a word")
         elif n_restarts > 1:
@@ -139,32 +143,46 @@ def starts_of(
     if isinstance(options.init, str):
         if rank >= data.cut.blocks.numel() // max(shape):
             return [exact_columns(data, rank)]
-        begun = begun_small(data, rank, draws, options.n_restarts)
+        svd = options.init == "svd"
+        begun = begun_small(data, rank, draws, options.n_restarts, svd)
         if begun is not None:
             return [begun]
-        return random_columns(data, rank, draws, options.n_restarts)
+        drawn = random_columns(data, rank, draws, options.n_restarts - svd)
+        return chain([svd_start(data, rank, draws)] if svd else [], drawn)
     like = data.tensor
     factors = [u.to(like.device, like.dtype) for u in options.init.factors]
     return [weighted(data, *_directions(factors, options.init.weights.to(like.device)))]
 
 
 def begun_small(
-    data: Data, rank: int, draws: torch.Generator, starts: int
+    data: Data, rank: int, draws: torch.Generator, starts: int, svd: bool = False
 ) -> Descent[Columns] | None:
-    """Where sweeps over the tensor in small bases lead to, from the best of random starts; None
+    """Where sweeps over the tensor in small bases lead to, from the best of the starts; None
     where these bases save too little, or the starts see nothing in them."""
     small = compressed(data, [rank] * len(data.shape), draws)
     if small is None:
         return None
-    found = [random_start(small, rank, draws) for _ in range(starts)]
+    found = [random_start(small, rank, draws) for _ in range(starts - svd)]
+    found = ([svd_start(small, rank, draws)] if svd else []) + found
     found = [start for start in found if bool(start.state.weights.any())]
     if not found:
         return None
-    end = descend(
-        found, lambda columns: Sweep(small, columns).run(), None, SWEEPS,
-        trial=TRIAL if len(found) > 1 else 0, ahead=ahead, enough=small.enough,
-    ).state  # fmt: skip
+    end = end_within(small, found, lambda columns: Sweep(small, columns).run(), ahead)
     return weighted(data, end.factors, end.weights)
+
+
+def end_within(
+    small: Compressed,
+    starts: Sequence[Descent[S]],
+    sweep: Callable[[S], tuple[S, float]],
+    ahead: Callable[[S, S, float], S],
+    tol: float | None = None,
+) -> S:
+    """Where sweeps over a tensor in small bases lead to, from the best of the starts."""
+    return descend(
+        starts, sweep, tol, SWEEPS, trial=TRIAL if len(starts) > 1 else 0, ahead=ahead,
+        enough=small.enough,
+    ).state  # fmt: skip
 
 
 def _directions(factors: Sequence[Tensor], weights: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:

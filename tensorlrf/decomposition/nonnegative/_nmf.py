@@ -22,10 +22,14 @@ from tensorlrf.decomposition.nonnegative._fit import (
     solve,
 )
 from tensorlrf.decomposition.nonnegative._kl import Divergence, Pair, ahead
+from tensorlrf.decomposition.nonnegative._sweep import svd_start
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, matrix_rank
 from tensorlrf.errors import ArgumentError, UnsupportedError, unknown
 from tensorlrf.factors import CPFactors, LowRank
+
+FLOOR = 0.1
+"""Of a start from singular vectors for multiplicative updates, as a share of the mean entry."""
 
 LOSSES = ("frobenius", "kl")
 
@@ -67,15 +71,17 @@ def fit_nmf(
         the columns for each product with the matrix, and steps ahead. "kl": the divergence of
         Kullback and Leibler sum x log(x / y) - x + y, for counts, by multiplicative updates.
     init : str or pair of Tensor
-        "random": swept within the leading subspaces of a large matrix first, for "frobenius"; or
-        (W, H) of shapes (m, r) and (r, n), non-negative; their scale is of no consequence.
+        "random", or "svd": of each pair of singular vectors the larger of their positive and their
+        negative parts; for "frobenius" either is swept within the leading subspaces of a large
+        matrix first. Or (W, H) of shapes (m, r) and (r, n), non-negative; their scale is of no
+        consequence.
     n_iter_max : int, optional
         Most sweeps over both factors, 300 by default.
     tol : float, optional
         Stop when a sweep lowers the error by no more than this share of it; by default when more
         sweeps would gain little.
     n_restarts : int
-        Starts that are tried for ten sweeps; the best goes on.
+        Starts that are tried for ten sweeps, random but for one with "svd"; the best goes on.
     callback : callable, optional
         Called as callback(factors, error) after each sweep that is kept; returning True stops, and
         the factors of the smallest error come back.
@@ -101,9 +107,10 @@ def fit_nmf(
 
     References
     ----------
-    Gillis & Glineur 2012 (accelerated HALS); Ang & Gillis 2019 (extrapolation); Zhou, Cichocki &
-    Xie 2012 and Erichson, Mendible, Wihlborn & Kutz 2018 (begun on a low-rank sketch); Lee &
-    Seung 2001, "Algorithms for non-negative matrix factorization" (multiplicative updates).
+    Gillis & Glineur 2012 (accelerated HALS); Ang & Gillis 2019 (extrapolation); Boutsidis &
+    Gallopoulos 2008 ("svd"); Zhou, Cichocki & Xie 2012 and Erichson, Mendible, Wihlborn & Kutz 2018
+    (begun on a low-rank sketch); Lee & Seung 2001, "Algorithms for non-negative matrix
+    factorization" (multiplicative updates).
 
     Examples
     --------
@@ -172,7 +179,13 @@ def _fit_kl(data: Data, rank: int, options: Options, draws: torch.Generator) -> 
             left, right = (u.to(x.device, x.dtype) for u in options.init.factors)
             yield loss.start(left, right.T)
             return
-        for _ in range(options.n_restarts):
+        svd = options.init == "svd"
+        if svd:
+            sides = svd_start(data, rank, draws).state.balanced
+            # A multiplicative update leaves a zero where it is.
+            w, h = (u.clamp_min(FLOOR * float(u.mean())) for u in sides)
+            yield loss.start(w, h.T)
+        for _ in range(options.n_restarts - svd):
             w, h = (
                 torch.rand(n, rank, generator=draws, device=x.device, dtype=x.dtype)
                 for n in x.shape

@@ -62,15 +62,17 @@ def fit_nonnegative_cp(
     error : float, optional
         Search for a small rank within this relative error: doubled, then bisected.
     init : str, CPFactors or tuple
-        "random": swept within the leading subspaces of a large tensor first; or CPFactors or
-        (weights, factors) without a negative entry; the weights are of no consequence.
+        "random", or "svd": the leading singular vectors of each mode, of each the larger of its
+        positive and its negative part; either is swept within the leading subspaces of a large
+        tensor first. Or CPFactors or (weights, factors) without a negative entry; the weights are
+        of no consequence.
     n_iter_max : int, optional
         Most sweeps over all modes, 300 by default.
     tol : float, optional
         Stop when a sweep lowers the error by no more than this share of it; by default when more
         sweeps would gain little.
     n_restarts : int
-        Starts that are tried for ten sweeps; the best goes on.
+        Starts that are tried for ten sweeps, random but for one with "svd"; the best goes on.
     callback : callable, optional
         Called as callback(factors, error) after each sweep that is kept; returning True stops, and
         the factors of the smallest error come back.

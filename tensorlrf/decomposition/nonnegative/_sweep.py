@@ -16,6 +16,7 @@ from tensorlrf.decomposition.linalg.multilinear._columns import normalise
 from tensorlrf.decomposition.linalg.multilinear._tree import TorchTree
 from tensorlrf.decomposition.nonnegative._data import Columns, Data, gram, inner_products
 from tensorlrf.decomposition.nonnegative._hals import non_negative
+from tensorlrf.decomposition.nonnegative._leading import leading_columns
 
 
 class Sweep(TorchTree):
@@ -96,6 +97,11 @@ def random_start(data: Data, rank: int, draws: torch.Generator) -> Descent[Colum
     """One of them, whose weights are zero where even terms would have to be negative."""
     factors = drawn(data, rank, draws)
     return weighted(data, tuple(u / torch.linalg.vector_norm(u, dim=0) for u in factors))
+
+
+def svd_start(data: Data, rank: int, draws: torch.Generator) -> Descent[Columns]:
+    """From singular vectors of every mode."""
+    return weighted(data, tuple(leading_columns(data, [rank] * len(data.shape), draws)))
 
 
 def drawn(data: Data, rank: int, draws: torch.Generator) -> list[Tensor]:

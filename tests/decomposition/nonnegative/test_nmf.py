@@ -153,7 +153,7 @@ def test_the_best_of_several_starts_goes_on() -> None:
     ("options", "words"),
     [
         ({"loss": "l1"}, "loss='l1' is unknown; choose one of frobenius, kl"),
-        ({"init": "nndsvd"}, "init='nndsvd' is unknown; choose one of random, factors of your own"),
+        ({"init": "nndsvd"}, "init='nndsvd' is unknown; choose one of random, svd, factors"),
         ({"init": 3}, "init is a int; give 'random' or a pair"),
         (
             {"init": (-uniform(4, 2), uniform(2, 3))},

@@ -161,7 +161,7 @@ def test_begins_where_it_is_told_and_is_stopped_by_a_callback() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"init": "svd"}, "init='svd' is unknown; choose one of random"),
+        ({"init": "hosvd"}, "init='hosvd' is unknown; choose one of random, svd"),
         ({"init": planted((3, 3, 3), 2)}, r"factors\[2\] has shape \(3, 2\)"),
         ({"init": planted((3, 3, 2), 2).map(torch.neg)}, "init: weights is negative at"),
         ({"rank": 0}, "rank=0 must be at least 1"),

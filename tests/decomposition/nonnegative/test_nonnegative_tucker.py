@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -11,8 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorlrf.decomposition import fit_nonnegative_tucker, nonnegative_tucker
+from tensorlrf.decomposition.nonnegative import _compressed
 from tensorlrf.decomposition.nonnegative._data import Data
-from tensorlrf.decomposition.nonnegative._tucker_sweep import TuckerSweep, core_step, random_start
+from tensorlrf.decomposition.nonnegative._tucker_sweep import (
+    Model,
+    TuckerSweep,
+    core_step,
+    random_factors,
+    start_from,
+)
 from tensorlrf.errors import ArgumentError, RankError
 from tensorlrf.factors import TuckerFactors
 from tensorlrf.factors.algebra import mode_product
@@ -29,19 +37,32 @@ def planted(dtype: torch.dtype = torch.float64) -> TuckerFactors:
     return TuckerFactors(uniform(*ranks, seed=9).to(dtype), tuple(u.to(dtype) for u in sparse))
 
 
+def random_model(data: Data, ranks: tuple[int, ...]) -> Model:
+    start = start_from(data, random_factors(data, ranks, range(len(ranks)), generator()))
+    assert start is not None
+    return start.state
+
+
 @settings(derandomize=True, deadline=None, max_examples=20)
 @given(
     shape=st.lists(st.integers(1, 5), min_size=2, max_size=4).map(tuple),
     r=st.integers(1, 3),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
     shift=st.sampled_from([0.0, 0.5, 0.999, 2.0]),
+    init=st.sampled_from(["random", "svd"]),
+    leave=st.integers(0, 1),
 )
 def test_no_entry_is_negative_and_the_loss_never_rises(
-    shape: tuple[int, ...], r: int, dtype: torch.dtype, shift: float
+    shape: tuple[int, ...], r: int, dtype: torch.dtype, shift: float, init: str, leave: int
 ) -> None:
+    """Of all modes, or of all but the first."""
     x = (uniform(*shape) - shift).to(dtype)
-    ranks = tuple(min(r, n) for n in shape)
-    fit = fit_nonnegative_tucker(x, ranks, n_iter_max=8, random_state=0)
+    modes = range(leave, len(shape))
+    ranks = tuple(min(r, shape[k]) for k in modes)
+    fit = fit_nonnegative_tucker(
+        x, ranks, modes=tuple(modes), init=init, n_iter_max=8, random_state=0
+    )
+    assert fit.factors.modes == tuple(modes)
     assert none_negative(fit)
     assert never_rises(fit.errors)
     assert fit.factors.rank == ranks
@@ -96,8 +117,8 @@ def test_the_core_comes_to_its_least_squares_and_never_away_from_them() -> None:
 def test_what_a_sweep_says_of_its_error_is_the_residual() -> None:
     x = planted(torch.float32).to_dense() + 0.3 * uniform(9, 8, 7).float()
     data = Data.of(x)
-    model = start = random_start(data, (2, 3, 2), generator()).state
-    before = [t.clone() for t in (start.core, *start.factors)]
+    model = start = random_model(data, (2, 3, 2))
+    before = [t.clone() for t in (start.core, *start.factors) if t is not None]
     for _ in range(10):
         model, error = TuckerSweep(data, model).run()
     assert error == pytest.approx(model.factors_of(data).rel_error(x), rel=1e-4)
@@ -125,6 +146,47 @@ def test_a_callback_stops_and_restarts_are_tried() -> None:
     assert "stopped by callback after sweep 2" in fit.reason
     assert fit.errors[1:-1] == pytest.approx(seen)
     assert fit_nonnegative_tucker(x, 2, n_restarts=3, random_state=0).error < 0.3
+
+
+def test_modes_that_are_left_whole_have_their_identity() -> None:
+    """A partial model is the full one whose factors there are the identity."""
+    x = planted().to_dense() + 0.1 * uniform(9, 8, 7)
+    fit = fit_nonnegative_tucker(x, (3, 2), modes=(-1, 0), random_state=0, n_iter_max=400)
+    f = fit.factors
+    assert (f.modes, f.rank, f.core.shape) == ((0, 2), (2, 3), (2, 8, 3))
+    assert fit.error == pytest.approx(f.rel_error(x))
+    full = fit_nonnegative_tucker(x, (2, 8, 3), random_state=0, n_iter_max=400)
+    assert fit.error <= full.error * 1.02  # the core of a partial one has fewer constraints
+    alone = fit_nonnegative_tucker(x, error=0.2, modes=[1], random_state=0)
+    assert alone.factors.modes == (1,)
+    assert alone.error <= 0.2
+
+
+def test_it_begins_in_small_bases_of_a_large_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some modes, all modes, both starts: an error no higher than that of sweeps alone."""
+    factors = tuple(uniform(n, 3, seed=n).where(uniform(n, 3, seed=60 + n) > 0.4, 0.0)
+                    for n in (40, 30, 24))  # fmt: skip
+    x = TuckerFactors(uniform(3, 3, 3, seed=9), factors).to_dense()
+    x = x + 0.2 * x.norm() / x.numel() ** 0.5 * seeded(40, 30, 24)
+    options: list[dict[str, Any]] = [{}, {"init": "svd"}, {"init": "svd", "n_restarts": 2}]
+    ends = [fit_nonnegative_tucker(x, 3, random_state=0, **one) for one in options]
+    part = fit_nonnegative_tucker(x[:, :, :6], 3, modes=(0, 1), random_state=0)
+    monkeypatch.setattr(_compressed, "WORTH", math.inf)
+    plain = fit_nonnegative_tucker(x, 3, random_state=0)
+    for fit in ends:
+        assert never_rises(fit.errors)
+        assert none_negative(fit)
+        assert fit.error <= plain.error * (1 + 5e-3)
+        assert len(fit.errors) < len(plain.errors)
+    whole = fit_nonnegative_tucker(x[:, :, :6], 3, modes=(0, 1), random_state=0)
+    assert part.error <= whole.error * (1 + 5e-3)
+
+
+def test_an_unknown_start_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="init='hosvd' is unknown; choose one of random, svd"):
+        nonnegative_tucker(uniform(6, 5, 6), 2, init="hosvd")
+    with pytest.raises(ArgumentError, match=r"modes=\(0, 0\) names a mode twice"):
+        nonnegative_tucker(uniform(6, 5, 6), 2, modes=(0, 0))
 
 
 @pytest.mark.parametrize(
