@@ -126,7 +126,9 @@ def _decode(problem: Problem, chip: Chip) -> LaunchConfig:
     return LaunchConfig("decode", blocks, warps, 3, programs, cooperative=True, registers=registers)
 
 
-def prefill(problem: Problem, chip: Chip) -> LaunchConfig:
+def prefill(problem: Problem, chip: Chip, most: int = 5) -> LaunchConfig:
+    """The launch for many rows, with `most` stages where a program has a multiprocessor to itself
+    and must keep the memory busy alone."""
     *_, rank, dtype, tf32 = problem
     BR = pad(rank)
     half = dtype is not torch.float32
@@ -139,9 +141,8 @@ def prefill(problem: Problem, chip: Chip) -> LaunchConfig:
     warps = 8 if BM * max(BR, BN) >= 128 * 128 or widest < BR else 4
     tile = max(BM * BK + BR * BK, BR * BN)
     blocks = {"BM": BM, "BN": BN, "BK": BK, "BR": BR, "SPLIT": split}
-    # A program that has a multiprocessor to itself must keep the memory busy alone.
     alone = half and -(-problem.rows // BM) * split <= chip.multiprocessors
-    stages = _stages(tile, BM * BR, dtype, chip, 5 if alone else 3)
+    stages = _stages(tile, BM * BR, dtype, chip, most if alone else 3)
     # Products without tensor cores are unrolled into as many registers as they are given.
     unrolled = dtype is torch.float32 and not tf32
     if unrolled:
