@@ -217,6 +217,9 @@ class TR(Structured):
         Two digits each by default.
     init : str
         "svd": successive truncated SVDs (algorithm 1); "random": Gaussian cores.
+    mode : int
+        The core with which "svd" begins: the ring is cut before it. A negative one counts from the
+        end. Which is best depends on `tensor`: the first SVD shares its rank out over two bonds.
     n_iter_max : int, optional
         Most sweeps, 100 by default.
     tol : float, optional
@@ -231,6 +234,7 @@ class TR(Structured):
 
     sizes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     init: str = "svd"
+    mode: int = 0
     n_iter_max: int | None = None
     tol: float | None = None
 

@@ -25,7 +25,7 @@ from tensorlrf.decomposition.sizes import row_digits
 from tensorlrf.decomposition.trains._tr_als import RingProblem, balanced
 from tensorlrf.decomposition.trains._tr_iterate import iterate
 from tensorlrf.decomposition.trains._tr_outputs import OutputRingProblem
-from tensorlrf.decomposition.trains._tr_start import ring_random, ring_ranks, ring_svd
+from tensorlrf.decomposition.trains._tr_start import ring_cut, ring_random, ring_ranks
 from tensorlrf.decomposition.trains._tt_ranks import rank_limits, smallest_uniform
 from tensorlrf.decomposition.trains._tt_sweep import true_error
 from tensorlrf.errors import (
@@ -59,6 +59,7 @@ def fit_tr(
     error: float | None = None,
     sizes: Sequence[Sequence[int]] | None = None,
     init: str = "svd",
+    mode: int = 0,
     n_iter_max: int | None = None,
     tol: float | None = None,
     gram: Any = None,
@@ -77,8 +78,9 @@ def fit_tr(
     tensor : Tensor or array of shape (n_0, ..., n_{N-1})
     rank : int, tuple, float or str, optional
         An int for every bond, clipped to the largest rank of a train; a tuple (r_0, ..., r_{N-1},
-        r_0), the last may be left out; a share of the parameters in (0, 1] (an upper bound, down to
-        rank one); or "same"; or instead
+        r_0), the last may be left out, of which bond k, before core k, may be above those of
+        trains, up to min(r_{k-1} n_{k-1}, n_k r_{k+1}); a share of the parameters in (0, 1] (an
+        upper bound, down to rank one); or "same"; or instead
     error : float, optional
         Relative error to stay within: uniform ranks are tried, doubled and then bisected, each by a
         fit of its own, as long as the ring has no more parameters than `tensor`.
@@ -88,6 +90,9 @@ def fit_tr(
         mode is one core.
     init : str
         "svd": successive truncated SVDs (algorithm 1); "random": Gaussian cores.
+    mode : int
+        The core with which "svd" begins: the ring is cut before it. A negative one counts from the
+        end. Which is best depends on `tensor`: the first SVD shares its rank out over two bonds.
     n_iter_max : int, optional
         Most sweeps, 100 by default.
     tol : float, optional
@@ -113,7 +118,7 @@ def fit_tr(
     Raises
     ------
     RankError
-        For ranks below one, above what a train needs (a tuple) or with unequal ends.
+        For ranks below one, above what their bond can use (a tuple) or with unequal ends.
     ShapeError
         For sizes that do not multiply to the modes.
     ArgumentError
@@ -149,6 +154,7 @@ def fit_tr(
     shape = tuple(tensor.shape)
     split = _split(sizes, shape)
     flat = [n for parts in split for n in parts]
+    begin = _core(mode, len(flat), init)
     draws = generator(random_state, tensor.device)
     if gram is not None and len(shape) != 2:
         raise ShapeError(
@@ -166,7 +172,7 @@ def fit_tr(
 
     def fit(ranks: Sequence[int]) -> Fit[TRFactors]:
         if init == "svd":
-            start = ring_svd(work, ranks, draws)
+            start = ring_cut(work, ranks, draws, begin)
         else:
             start = ring_random(flat, ranks, math.sqrt(problem.norm), draws)
         run = iterate(problem, start, sweeps, least)
@@ -223,6 +229,7 @@ class TR(Structured):
 
     sizes: tuple[tuple[int, ...], tuple[int, ...]] | None
     init: str
+    mode: int
 
     def check_options(self) -> None:
         super().check_options()
@@ -236,6 +243,7 @@ class TR(Structured):
                 )
         if self.init not in INITS:
             raise unknown("init", self.init, INITS)
+        _check_mode(self.mode, self.init)
 
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:
         if self.sizes is not None and len(shape) == 2:
@@ -259,6 +267,23 @@ class TR(Structured):
 
     def least_params(self, shape: tuple[int, ...]) -> int:
         return sum(sum(digits) for digits in self.sizes or map(row_digits, shape))
+
+
+def _check_mode(mode: Any, init: str) -> None:
+    if isinstance(mode, bool) or not isinstance(mode, int):
+        raise ArgumentError(f"mode={mode!r} must be an int, the core at which the ring begins")
+    if mode and init != "svd":
+        raise ArgumentError(f"mode={mode} goes with init='svd'; {init!r} begins nowhere")
+
+
+def _core(mode: int, count: int, init: str) -> int:
+    """The core that `mode` names, counted from the first."""
+    _check_mode(mode, init)
+    if not -count <= mode < count:
+        raise ArgumentError(
+            f"mode={mode} is no core of a ring of {count}; use one from {-count} to {count - 1}"
+        )
+    return mode % count
 
 
 def _reason(factors: TRFactors, run: Descent[list[Tensor]]) -> str:

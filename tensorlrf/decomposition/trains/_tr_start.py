@@ -24,8 +24,9 @@ def ring_ranks(rank: Rank, sizes: Sequence[int], dense: int) -> tuple[int, ...]:
     """r_0, ..., r_{N-1} of a ring with modes of `sizes`.
 
     An int serves every bond; a share is the largest such int whose sum n_k r^2 parameters are at
-    most that part of `dense`; a tuple names them, with r_0 again at the end or without. None may
-    be above the largest rank of a train, which is a ring, and exact there.
+    most that part of `dense`; neither goes above the largest rank of a train, which is a ring, and
+    exact there. A tuple names them, with r_0 again at the end or without; one of them may be above
+    those of trains, up to what the cores on either side of its bond can tell apart.
     """
     most = max(rank_limits(sizes))
     share = _share(rank)
@@ -47,11 +48,25 @@ def ring_ranks(rank: Rank, sizes: Sequence[int], dense: int) -> tuple[int, ...]:
             f"rank={ranks} has {len(ranks)} entries for a ring of {len(sizes)} cores; give "
             f"{len(sizes)}, or {len(sizes) + 1} with the first again at the end"
         )
-    if max(ranks) > most:
-        raise RankError(
-            f"rank={ranks} asks for {max(ranks)}; use at most {most}, at which a train is exact"
-        )
+    for k, r in enumerate(ranks):
+        reach = min(ranks[k - 1] * sizes[k - 1], sizes[k] * ranks[(k + 1) % len(ranks)])
+        if r > max(reach, most):
+            raise RankError(
+                f"rank={ranks} asks for {r} at bond {k}; use at most {max(reach, most)}, all that "
+                "the cores on either side of it can tell apart"
+            )
     return ranks
+
+
+def ring_cut(
+    tensor: Tensor, ranks: Sequence[int], draws: torch.Generator, mode: int
+) -> list[Tensor]:
+    """The cores of `ring_svd` where the first SVD is that of another mode: the ring is the same
+    wherever it begins, the truncations are not."""
+    turned = tensor.permute(*range(mode, tensor.ndim), *range(mode))
+    cores = ring_svd(turned, (*ranks[mode:], *ranks[:mode]), draws)
+    back = len(cores) - mode
+    return [*cores[back:], *cores[:back]]
 
 
 def ring_svd(tensor: Tensor, ranks: Sequence[int], draws: torch.Generator) -> list[Tensor]:

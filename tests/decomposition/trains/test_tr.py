@@ -20,7 +20,7 @@ from tensorlrf.decomposition.trains._tr_als import (
     self_product,
 )
 from tensorlrf.decomposition.trains._tr_outputs import OutputRingProblem
-from tensorlrf.decomposition.trains._tr_start import ring_ranks, ring_svd
+from tensorlrf.decomposition.trains._tr_start import ring_cut, ring_ranks, ring_svd
 from tensorlrf.decomposition.trains._tt import fit_tt
 from tensorlrf.errors import ArgumentError, RankError, ShapeError, TensorlrfWarning
 from tensorlrf.factors import TRFactors
@@ -147,6 +147,52 @@ def test_successive_svds_are_exact_where_the_bonds_suffice() -> None:
     assert start == pytest.approx(train.error, rel=1e-10)
 
 
+@pytest.mark.parametrize("mode", [0, 1, 2, -1])
+def test_a_ring_begins_at_any_core(mode: int) -> None:
+    """As one of the turned tensor does at its first, and is exact where the bonds suffice."""
+    tensor, ranks = seeded(4, 3, 5), (2, 6, 2)
+    draws = torch.Generator().manual_seed(0)
+    k = mode % 3
+    cores = ring_cut(tensor, ranks, draws, k)
+    assert TRFactors(tuple(cores)).rank == (*ranks, ranks[0])
+    turned = tensor.movedim(tuple(range(3)), tuple((j - k) % 3 for j in range(3)))
+    draws = torch.Generator().manual_seed(0)
+    other = ring_svd(turned, tuple(ranks[(j + k) % 3] for j in range(3)), draws)
+    for j, core in enumerate(other):
+        torch.testing.assert_close(cores[(j + k) % 3], core)
+    fit = fit_tr(tensor, ranks, mode=mode, n_iter_max=4, random_state=0)
+    assert fit.errors[0] == pytest.approx(TRFactors(tuple(cores)).rel_error(tensor), rel=1e-6)
+    assert falls(fit.errors[:-1])
+
+
+def test_the_cut_that_shares_the_rank_out_evenly_starts_best() -> None:
+    """Bonds of two beside core 1, whose SVD is then exact."""
+    tensor = ring((3, 12, 3), (6, 2, 2)).to_dense()
+    starts = [fit_tr(tensor, (6, 2, 2), mode=k, n_iter_max=1, random_state=0) for k in range(3)]
+    assert starts[1].errors[0] <= 1e-12
+    assert min(starts[0].errors[0], starts[2].errors[0]) > 1e-3
+
+
+def test_a_bond_above_those_of_trains_is_fitted() -> None:
+    """Between short modes beside a long one: with bonds of two about core 1 no ring is better than
+    four singular values of it, and one with a bond of 2 x 3 is as good; a train has three there."""
+    tensor = seeded(3, 10, 3)
+    values = torch.linalg.svdvals(tensor.transpose(0, 1).reshape(10, 9))
+    least = float(values[4:].norm() / values.norm())
+    fits = [
+        fit_tr(tensor, (r, 2, 2), n_iter_max=600, tol=1e-9, random_state=0, init=init)
+        for r in (3, 6)
+        for init in ("svd", "random")
+    ]
+    assert all(falls(fit.errors[:-1]) for fit in fits)
+    assert min(fit.error for fit in fits[:2]) > least * 1.001
+    for fit in fits[2:]:
+        assert fit.factors.rank == (6, 2, 2, 6)
+        assert least * (1 - 1e-9) <= fit.error <= least * 1.0005
+    cut = fit_tr(tensor, (6, 2, 2), mode=1, n_iter_max=1)
+    assert cut.errors[0] == pytest.approx(least, rel=1e-9)
+
+
 @pytest.mark.parametrize(("rank", "figure"), [(2, 0.0453), (3, 0.0366), (4, 0.0334)])
 def test_public_data(rank: int, figure: float) -> None:
     """No worse than alternating least squares as published reach in twenty sweeps."""
@@ -234,7 +280,7 @@ def test_one_sweep_and_clipped_ranks() -> None:
     [
         ((2, 2, 2, 3), "one rank"),
         ((2, 2), "3, or 4"),
-        ((7, 2, 2), "use at most 6"),
+        ((9, 2, 2), "asks for 9 at bond 0; use at most 8"),
         ((0, 2, 2), "at least 1"),
         (True, "one int"),
         (1.5, "share"),
@@ -253,6 +299,9 @@ def test_refusals() -> None:
         ({"sizes": ((6,), (5,), (2, 3))}, ShapeError, r"multiply to \(6, 5, 6\)"),
         ({"sizes": ((6,), (5,))}, ShapeError, "multiply"),
         ({"sizes": ((6,), (5,), (2, 2.0))}, ShapeError, "ints"),
+        ({"mode": 3}, ArgumentError, "mode=3 is no core of a ring of 3; use one from -3 to 2"),
+        ({"mode": True}, ArgumentError, "mode=True must be an int"),
+        ({"mode": 1, "init": "random"}, ArgumentError, "mode=1 goes with init='svd'"),
         ({"sizes": 5}, ArgumentError, "sizes=5 must be a sequence, such as"),
         ({"sizes": (6, 5, 4)}, ArgumentError, r"sizes\[0\]=6 must be a sequence, such as"),
     ]
