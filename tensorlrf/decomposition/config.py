@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import check_iteration
-from tensorlrf.decomposition.ladder import Ladder, LayerRank, matrix_ladder
+from tensorlrf.decomposition.ladder import Ladder, LayerRank, Rung, matrix_ladder
 from tensorlrf.decomposition.methods import configured, registered
 from tensorlrf.decomposition.rank import Rank
 from tensorlrf.decomposition.signatures import refuses_old_words, with_parameters
@@ -117,6 +117,11 @@ class Method:
         """Parameters of the factors of a weight `(out, in, *kernel)` at a rank, rising with it."""
         raise NotImplementedError
 
+    def bytes_at(self, rung: Rung, shape: tuple[int, ...], size: int) -> int:
+        """Bytes of the factors at a rank, of a weight `(out, in, *kernel)` with elements of `size`
+        bytes."""
+        return size * rung.params
+
     def check_rank(self, rank: LayerRank, shape: tuple[int, ...]) -> None:
         """Raise RankError for a rank that cannot be."""
         if isinstance(rank, tuple):
@@ -132,6 +137,8 @@ class Method:
 
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:
         """Why a weight of this shape cannot have the format; empty where it can."""
+        if len(shape) > 2 and "conv" not in registered(self.word).on:
+            return f"{self.word} serves linear layers only"
         return ""
 
     def for_shape(self, shape: tuple[int, ...]) -> Method:
@@ -290,11 +297,6 @@ class Structured(Method):
         """A rung is a number of parameters, as of a low-rank matrix, from the least on."""
         whole, least = matrix_ladder(shape[0], math.prod(shape[1:])), self.least_params(shape)
         return Ladder(whole.dense, tuple(rung for rung in whole.rungs if rung.params >= least))
-
-    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
-        if len(shape) > 2 and "conv" not in registered(self.word).on:
-            return f"{self.word} serves linear layers only"
-        return ""
 
     def planned_params(self, rank: LayerRank, shape: tuple[int, ...], groups: int) -> int | None:
         return None

@@ -486,6 +486,110 @@ class CUR(Method):
     sampling: str = "pivots"
 
 @dataclass(frozen=True, kw_only=True)
+class DictionaryLearning(Method):
+    """Rows made of a few atoms each, as a method of `compress`.
+
+    The rank is the number of atoms; each code counts as its value and its place. Linear layers
+    only.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    nonzeros : int, optional
+        How many atoms a row takes, by default half of them.
+    n_iter_max : int, optional
+        Most sweeps, 30 by default.
+    tol : float, optional
+        Stops when a sweep lowers the error by no more than this share of it; by default when more
+        would gain little.
+
+    Examples
+    --------
+    >>> print(tensorlrf.DictionaryLearning(nonzeros=4))
+    dictionary(nonzeros=4)
+    """
+
+    nonzeros: int | None = None
+    n_iter_max: int | None = None
+    tol: float | None = None
+
+@dataclass(frozen=True, kw_only=True)
+class LPLR(Method):
+    """A low rank whose factors are in few bits, as a method of `compress`.
+
+    Codes count as parameters, so that ranks under `keep_params=` are about those of `SVD`, at a
+    quarter of the bytes or fewer; `keep_bytes=` counts codes and scales. Linear layers only.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    codes : {"int8", "int4", "fp8"}
+        Of both factors.
+    group : int, optional
+        How many numbers have one scale, along the m of the left and the n of the right factor, both
+        of which it must divide; by default each column and row has one.
+    n_iter_max : int, optional
+        Most sweeps, 30 by default.
+    tol : float, optional
+        Stops when a sweep lowers the error by no more than this share of it; by default when more
+        would gain little.
+
+    Examples
+    --------
+    >>> print(tensorlrf.LPLR(codes="int4"))
+    lplr(codes=int4)
+    """
+
+    codes: str = "int8"
+    group: int | None = None
+    n_iter_max: int | None = None
+    tol: float | None = None
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankPlusSparse(Method):
+    """A low rank, and the entries that count most beside it, as a method of `compress`.
+
+    Each entry counts as its value and its two coordinates, in parameters and bytes. Linear layers
+    only.
+
+    Parameters
+    ----------
+    rank : int, tuple or float, optional
+        An int; a tuple where the format has several; or a float, the share of the weight's
+        parameters to keep at most. Of a convolution with groups: of each group.
+    error : float, optional
+        Largest relative error, of the outputs where there is calibration, else of the weight.
+    sparsity : float, optional
+        Share of entries that are zero in the sparse part, in (0, 1); 0.95 by default.
+    pattern : {"top", "2:4", "random"}
+        Which entries are kept: the largest ones, in a metric by what each alone adds to the loss;
+        the two largest of each four inputs; or drawn ones, whatever W is, as for training.
+    n_iter_max : int, optional
+        Most sweeps, 30 by default.
+    tol : float, optional
+        Stops when a sweep lowers the error by no more than this share of it; by default when more
+        would gain little.
+
+    Examples
+    --------
+    >>> print(tensorlrf.LowRankPlusSparse(sparsity=0.98))
+    low_rank_plus_sparse(sparsity=0.98)
+    """
+
+    sparsity: float | None = None
+    pattern: str = "top"
+    n_iter_max: int | None = None
+    tol: float | None = None
+
+@dataclass(frozen=True, kw_only=True)
 class BlockTerms(Method):
     """Block terms of the channels of a convolution, as a method of `compress`.
 
@@ -528,15 +632,18 @@ __all__ = [
     "BLR",
     "CP",
     "CUR",
+    "LPLR",
     "SVD",
     "TR",
     "TT",
     "Blast",
     "BlockTerms",
+    "DictionaryLearning",
     "GroupReduce",
     "Hierarchical",
     "Interpolative",
     "Kron",
+    "LowRankPlusSparse",
     "Method",
     "Monarch",
     "Structured",

@@ -29,12 +29,12 @@ from tensorlrf.ops.buckets import bucket
 def params_of(drafts: Sequence[Draft]) -> list[Scale]:
     """Of each draft, which is to be factored, the parameters when dense and at each rung of its
     ladder."""
-    return [_params(draft, 1) for draft in drafts]
+    return [_params(draft) for draft in drafts]
 
 
 def bytes_of(drafts: Sequence[Draft]) -> list[Scale]:
     """Likewise the bytes."""
-    return [_params(draft, _weight(draft).element_size()) for draft in drafts]
+    return [_bytes(draft) for draft in drafts]
 
 
 def times_of_rungs(drafts: Sequence[Draft], times: Sequence[LayerTimes]) -> list[Scale]:
@@ -66,9 +66,17 @@ def _rungs(draft: Draft) -> list[Method]:
     return [draft.method_at(rung) for rung in draft.ladder.rungs]
 
 
-def _params(draft: Draft, size: int) -> Scale:
+def _params(draft: Draft) -> Scale:
     assert draft.ladder is not None
-    rungs = tuple(size * rung.params for rung in draft.ladder.rungs)
+    return Scale(draft.ladder.dense, tuple(rung.params for rung in draft.ladder.rungs))
+
+
+def _bytes(draft: Draft) -> Scale:
+    assert draft.ladder is not None
+    assert draft.method is not None
+    weight = _weight(draft)
+    size, shape = weight.element_size(), tuple(weight.shape)
+    rungs = tuple(draft.method.bytes_at(rung, shape, size) for rung in draft.ladder.rungs)
     return Scale(size * draft.ladder.dense, rungs)
 
 

@@ -14,6 +14,8 @@ from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._options import check_callback, check_moments
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
+from tensorlrf.decomposition.config import Method, config
+from tensorlrf.decomposition.ladder import LayerRank, Rung
 from tensorlrf.decomposition.linalg._gram import thin_svd
 from tensorlrf.decomposition.linalg._solve import cholesky
 from tensorlrf.decomposition.linalg.parts._alternate import Callback, by_turns, served
@@ -21,7 +23,7 @@ from tensorlrf.decomposition.methods import factors_of, method
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, rank_of_size
 from tensorlrf.errors import ArgumentError, RankError, UnsupportedError
-from tensorlrf.factors import Dictionary
+from tensorlrf.factors import Dictionary, Factors
 from tensorlrf.factors.leaves.codes import places_of
 
 SWEEPS = 30
@@ -137,10 +139,7 @@ def fit_dictionary(
     check_iteration(n_iter_max, tol)
     check_moments(gram, mean)
     check_callback(callback, gram)
-    if nonzeros is not None and (
-        isinstance(nonzeros, bool) or not isinstance(nonzeros, int) or nonzeros < 1
-    ):
-        raise ArgumentError(f"nonzeros={nonzeros!r} must be an int of at least 1, or None")
+    check_nonzeros(nonzeros)
     draws = generator(random_state, checked.device)
     target: Target[Dictionary] = Target.of(checked, gram, mean)
     m, n = target.shape
@@ -156,6 +155,50 @@ def fit_dictionary(
 
 
 dictionary = factors_of(fit_dictionary)
+
+
+@config("dictionary")
+class DictionaryLearning(Method):
+    """Rows made of a few atoms each, as a method of `compress`.
+
+    The rank is the number of atoms; each code counts as its value and its place. Linear layers
+    only.
+
+    Examples
+    --------
+    >>> print(tensorlrf.DictionaryLearning(nonzeros=4))
+    dictionary(nonzeros=4)
+    """
+
+    nonzeros: int | None
+    n_iter_max: int | None
+    tol: float | None
+
+    def check_options(self) -> None:
+        check_iteration(self.n_iter_max, self.tol)
+        check_nonzeros(self.nonzeros)
+
+    def params_at(self, rank: Any, shape: tuple[int, ...]) -> int:
+        m, n = shape
+        return int(rank * n + 2 * m * taken(rank, self.nonzeros))
+
+    def bytes_at(self, rung: Rung, shape: tuple[int, ...], size: int) -> int:
+        assert isinstance(rung.rank, int)
+        m, n = shape
+        code = size + places_of(rung.rank).itemsize
+        return rung.rank * n * size + m * taken(rung.rank, self.nonzeros) * code
+
+    def rank_of(self, factors: Factors) -> LayerRank:
+        assert isinstance(factors.rank, tuple)
+        return factors.rank[0]
+
+
+def check_nonzeros(nonzeros: Any) -> None:
+    """Raise ArgumentError for what is no number of codes."""
+    if nonzeros is not None and (
+        isinstance(nonzeros, bool) or not isinstance(nonzeros, int) or nonzeros < 1
+    ):
+        raise ArgumentError(f"nonzeros={nonzeros!r} must be an int of at least 1, or None")
 
 
 def taken(k: int, nonzeros: int | None) -> int:

@@ -14,6 +14,8 @@ from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._options import check_callback, check_moments
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
+from tensorlrf.decomposition.config import Method, config
+from tensorlrf.decomposition.ladder import Rung
 from tensorlrf.decomposition.linalg._solve import cholesky
 from tensorlrf.decomposition.linalg.parts._alternate import Callback, by_turns, served
 from tensorlrf.decomposition.linalg.parts._coded import Coded, Coder, low_rank
@@ -130,6 +132,42 @@ def fit_lplr(
 
 
 lplr = factors_of(fit_lplr)
+
+
+@config("lplr")
+class LPLR(Method):
+    """A low rank whose factors are in few bits, as a method of `compress`.
+
+    Codes count as parameters, so that ranks under `keep_params=` are about those of `SVD`, at a
+    quarter of the bytes or fewer; `keep_bytes=` counts codes and scales. Linear layers only.
+
+    Examples
+    --------
+    >>> print(tensorlrf.LPLR(codes="int4"))
+    lplr(codes=int4)
+    """
+
+    codes: str
+    group: int | None
+    n_iter_max: int | None
+    tol: float | None
+
+    def check_options(self) -> None:
+        check_iteration(self.n_iter_max, self.tol)
+        check_codes(self.codes)
+
+    def params_at(self, rank: Any, shape: tuple[int, ...]) -> int:
+        scales = sum(1 if self.group is None else n // self.group for n in shape)
+        return int(rank * (sum(shape) + scales))
+
+    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+        if self.group is not None and any(n % self.group for n in shape):
+            return f"group={self.group} does not divide both of its sides {shape}"
+        return super().why_not(shape, groups)
+
+    def bytes_at(self, rung: Rung, shape: tuple[int, ...], size: int) -> int:
+        assert isinstance(rung.rank, int)
+        return bytes_at(rung.rank, (shape[0], shape[1]), self.codes, self.group, size)
 
 
 def bytes_at(r: int, shape: tuple[int, int], codes: str, group: int | None, size: int) -> int:

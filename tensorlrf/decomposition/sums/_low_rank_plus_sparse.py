@@ -14,13 +14,15 @@ from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._options import check_callback, check_moments
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Sides, Target
+from tensorlrf.decomposition.config import Method, config
+from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.linalg.parts._alternate import Callback, by_turns, served
 from tensorlrf.decomposition.linalg.parts._nearest import factors_of_sides, nearest
 from tensorlrf.decomposition.methods import factors_of, method
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, beside, check_rank_or_error
-from tensorlrf.decomposition.sums._support import Support, packed
-from tensorlrf.factors import Composite
+from tensorlrf.decomposition.sums._support import Support, check_support, packed, support_size
+from tensorlrf.factors import Composite, Factors
 
 SWEEPS = 30
 """At most, by default."""
@@ -130,6 +132,42 @@ def fit_low_rank_plus_sparse(
 
 
 low_rank_plus_sparse = factors_of(fit_low_rank_plus_sparse)
+
+
+@config("low_rank_plus_sparse")
+class LowRankPlusSparse(Method):
+    """A low rank, and the entries that count most beside it, as a method of `compress`.
+
+    Each entry counts as its value and its two coordinates, in parameters and bytes. Linear layers
+    only.
+
+    Examples
+    --------
+    >>> print(tensorlrf.LowRankPlusSparse(sparsity=0.98))
+    low_rank_plus_sparse(sparsity=0.98)
+    """
+
+    sparsity: float | None
+    pattern: str
+    n_iter_max: int | None
+    tol: float | None
+
+    def check_options(self) -> None:
+        check_iteration(self.n_iter_max, self.tol)
+        check_support(self.sparsity, self.pattern)
+
+    def params_at(self, rank: Any, shape: tuple[int, ...]) -> int:
+        m, n = shape
+        return int(rank * (m + n) + 3 * support_size((m, n), self.sparsity, self.pattern))
+
+    def rank_of(self, factors: Factors) -> LayerRank:
+        assert isinstance(factors, Composite)
+        return factors.parts[0].rank
+
+    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+        if self.pattern == "2:4" and shape[-1] % 4:
+            return f"pattern='2:4' needs inputs in fours, and it has {shape[-1]}"
+        return super().why_not(shape, groups)
 
 
 class _Problem:

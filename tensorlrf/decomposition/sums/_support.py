@@ -18,6 +18,32 @@ SPARSITY = 0.95
 """Share of zeros by default."""
 
 
+def check_support(sparsity: Any, pattern: Any) -> None:
+    """Raise ArgumentError for options that cannot be."""
+    if pattern not in PATTERNS:
+        raise unknown("pattern", pattern, PATTERNS)
+    if pattern == "2:4":
+        if sparsity is not None:
+            raise ArgumentError(
+                f"sparsity={sparsity!r} does not go with pattern='2:4', half of whose entries are "
+                "zeros; leave it out"
+            )
+        return
+    share = SPARSITY if sparsity is None else sparsity
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
+        raise ArgumentError(
+            f"sparsity={share!r} must lie in (0, 1): the share of zeros, such as 0.95"
+        )
+
+
+def support_size(shape: tuple[int, int], sparsity: float | None, pattern: str) -> int:
+    """How many entries are kept, by checked options."""
+    m, n = shape
+    if pattern == "2:4":
+        return m * n // 2
+    return max(1, round((1 - (SPARSITY if sparsity is None else sparsity)) * m * n))
+
+
 @dataclass(frozen=True)
 class Support:
     """How entries of an (m, n) matrix are chosen.
@@ -42,27 +68,14 @@ class Support:
     ) -> Support:
         """Of checked options. Raises ArgumentError for those that cannot be."""
         m, n = shape
-        if pattern not in PATTERNS:
-            raise unknown("pattern", pattern, PATTERNS)
-        if pattern == "2:4":
-            if sparsity is not None:
-                raise ArgumentError(
-                    f"sparsity={sparsity!r} does not go with pattern='2:4', half of whose entries "
-                    "are zeros; leave it out"
-                )
-            if n % 4:
-                raise ArgumentError(
-                    f"pattern='2:4' needs inputs in fours, and the matrix {m} x {n} has {n}; take "
-                    "pattern='top'"
-                )
-            return cls(pattern, m * n // 2)
-        share = SPARSITY if sparsity is None else sparsity
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
+        check_support(sparsity, pattern)
+        if pattern == "2:4" and n % 4:
             raise ArgumentError(
-                f"sparsity={share!r} must lie in (0, 1): the share of zeros, such as 0.95"
+                f"pattern='2:4' needs inputs in fours, and the matrix {m} x {n} has {n}; take "
+                "pattern='top'"
             )
-        count = max(1, round((1 - share) * m * n))
-        if pattern == "top":
+        count = support_size(shape, sparsity, pattern)
+        if pattern != "random":
             return cls(pattern, count)
         order = torch.randperm(m * n, generator=draws, device=draws.device)[:count]
         drawn = torch.zeros(m * n, dtype=torch.bool, device=draws.device)
