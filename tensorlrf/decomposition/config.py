@@ -118,8 +118,7 @@ class Method:
         raise NotImplementedError
 
     def bytes_at(self, rung: Rung, shape: tuple[int, ...], size: int) -> int:
-        """Bytes of the factors at a rank, of a weight `(out, in, *kernel)` with elements of `size`
-        bytes."""
+        """Bytes of the factors at a rank, of a weight with elements of `size` bytes."""
         return size * rung.params
 
     def check_rank(self, rank: LayerRank, shape: tuple[int, ...]) -> None:
@@ -137,8 +136,6 @@ class Method:
 
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:
         """Why a weight of this shape cannot have the format; empty where it can."""
-        if len(shape) > 2 and "conv" not in registered(self.word).on:
-            return f"{self.word} serves linear layers only"
         return ""
 
     def for_shape(self, shape: tuple[int, ...]) -> Method:
@@ -298,8 +295,18 @@ class Structured(Method):
         whole, least = matrix_ladder(shape[0], math.prod(shape[1:])), self.least_params(shape)
         return Ladder(whole.dense, tuple(rung for rung in whole.rungs if rung.params >= least))
 
+    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+        return linear_only(self.word, shape)
+
     def planned_params(self, rank: LayerRank, shape: tuple[int, ...], groups: int) -> int | None:
         return None
+
+
+def linear_only(word: str, shape: tuple[int, ...]) -> str:
+    """Why a convolution cannot have the format of a method that is not declared for any; empty for
+    a matrix."""
+    conv = len(shape) > 2 and "conv" not in registered(word).on
+    return f"{word} serves linear layers only" if conv else ""
 
 
 def for_matrix(method: Method) -> Method:

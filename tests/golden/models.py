@@ -81,6 +81,9 @@ OPTIONS: dict[str, dict[str, object]] = {
     "group_reduce": {"bands": 2},
     "interpolative": {"axis": "columns", "solver": "randomized"},
     "cur": {"sampling": "leverage"},
+    "lplr": {"codes": "int4", "group": 2, "n_iter_max": 5, "tol": 1e-3},
+    "low_rank_plus_sparse": {"sparsity": 0.9, "pattern": "random", "n_iter_max": 5, "tol": 1e-3},
+    "dictionary": {"nonzeros": 2, "n_iter_max": 5, "tol": 1e-3},
     "block_term": {"n_terms": 3, "n_iter_max": 5, "tol": 1e-3, "n_restarts": 2},
 }  # fmt: skip
 """A method -> its options at other values than the defaults, but for those that exclude others."""

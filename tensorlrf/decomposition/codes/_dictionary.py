@@ -14,7 +14,7 @@ from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._options import check_callback, check_moments
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
-from tensorlrf.decomposition.config import Method, config
+from tensorlrf.decomposition.config import Method, config, linear_only
 from tensorlrf.decomposition.ladder import LayerRank, Rung
 from tensorlrf.decomposition.linalg._gram import thin_svd
 from tensorlrf.decomposition.linalg._solve import cholesky
@@ -187,6 +187,9 @@ class DictionaryLearning(Method):
         m, n = shape
         code = size + places_of(rung.rank).itemsize
         return rung.rank * n * size + m * taken(rung.rank, self.nonzeros) * code
+
+    def why_not(self, shape: tuple[int, ...], groups: int) -> str:
+        return linear_only(self.word, shape)
 
     def rank_of(self, factors: Factors) -> LayerRank:
         assert isinstance(factors.rank, tuple)

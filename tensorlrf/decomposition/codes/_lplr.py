@@ -11,10 +11,10 @@ from torch import Tensor
 from tensorlrf.decomposition._descent import check_iteration
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor
-from tensorlrf.decomposition._options import check_callback, check_moments
+from tensorlrf.decomposition._options import check_callback, check_count, check_moments
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Target
-from tensorlrf.decomposition.config import Method, config
+from tensorlrf.decomposition.config import Method, config, linear_only
 from tensorlrf.decomposition.ladder import Rung
 from tensorlrf.decomposition.linalg._solve import cholesky
 from tensorlrf.decomposition.linalg.parts._alternate import Callback, by_turns, served
@@ -155,6 +155,8 @@ class LPLR(Method):
     def check_options(self) -> None:
         check_iteration(self.n_iter_max, self.tol)
         check_codes(self.codes)
+        if self.group is not None:
+            check_count("group", self.group, 1)
 
     def params_at(self, rank: Any, shape: tuple[int, ...]) -> int:
         scales = sum(1 if self.group is None else n // self.group for n in shape)
@@ -163,7 +165,7 @@ class LPLR(Method):
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:
         if self.group is not None and any(n % self.group for n in shape):
             return f"group={self.group} does not divide both of its sides {shape}"
-        return super().why_not(shape, groups)
+        return linear_only(self.word, shape)
 
     def bytes_at(self, rung: Rung, shape: tuple[int, ...], size: int) -> int:
         assert isinstance(rung.rank, int)

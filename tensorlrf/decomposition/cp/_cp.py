@@ -283,8 +283,8 @@ class CP(Method):
                 "'svd'"
             )
         options = self.options()
-        given = {k: v for k, v in options.items() if v is not None or k == "n_samples"}
         fallback = {"n_iter_max": 1, "tol": 0.0}  # what None stands for depends on the inputs
+        given = {k: v for k, v in options.items() if v is not None or k not in fallback}
         check_options((1, 1), None, **{**fallback, **given}, fixed_modes=(), callback=None)
 
     def for_shape(self, shape: tuple[int, ...]) -> Method:

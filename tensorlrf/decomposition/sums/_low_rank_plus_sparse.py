@@ -14,7 +14,7 @@ from tensorlrf.decomposition._input import as_tensor
 from tensorlrf.decomposition._options import check_callback, check_moments
 from tensorlrf.decomposition._search import search
 from tensorlrf.decomposition._target import Sides, Target
-from tensorlrf.decomposition.config import Method, config
+from tensorlrf.decomposition.config import Method, config, linear_only
 from tensorlrf.decomposition.ladder import LayerRank
 from tensorlrf.decomposition.linalg.parts._alternate import Callback, by_turns, served
 from tensorlrf.decomposition.linalg.parts._nearest import factors_of_sides, nearest
@@ -167,7 +167,7 @@ class LowRankPlusSparse(Method):
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:
         if self.pattern == "2:4" and shape[-1] % 4:
             return f"pattern='2:4' needs inputs in fours, and it has {shape[-1]}"
-        return super().why_not(shape, groups)
+        return linear_only(self.word, shape)
 
 
 class _Problem:
