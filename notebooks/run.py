@@ -27,7 +27,7 @@ def executed(path: Path) -> nbformat.NotebookNode:
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
     where = {"metadata": {"path": str(HERE)}}
     client = NotebookClient(
-        notebook, timeout=1800, kernel_name="python3", coalesce_streams=True, resources=where
+        notebook, timeout=7200, kernel_name="python3", coalesce_streams=True, resources=where
     )
     client.execute()
     for k, cell in enumerate(notebook.cells):

@@ -161,8 +161,8 @@ class LowRankPlusSparse(Method):
         return int(rank * (m + n) + 3 * support_size((m, n), self.sparsity, self.pattern))
 
     def rank_of(self, factors: Factors) -> LayerRank:
-        assert isinstance(factors, Composite)
-        return factors.parts[0].rank
+        assert isinstance(factors.rank, tuple)
+        return factors.rank[0]
 
     def why_not(self, shape: tuple[int, ...], groups: int) -> str:
         if self.pattern == "2:4" and shape[-1] % 4:
