@@ -1,6 +1,6 @@
 """Block terms of conv kernels of the CRAFT detector beside Tucker-2 and CP, at equal parameters.
 
-    python bench/field/block_terms.py    # some minutes of one thread
+    python bench/field/block_terms.py --layers slice1.10    # ten minutes of one thread
     python bench/field/block_terms.py --small    # one layer, few sweeps, to see that it runs
 
 Each kernel is brought to a share of its parameters by every format, once by its weight alone and
@@ -33,7 +33,8 @@ SHARES = (0.5, 0.25)
 TERMS = (2, 4, 8)
 NOTE = (
     "Relative errors at the same share of the parameters (kept, of 1), of the weight for fits to "
-    "it, and of the outputs on held-out inputs. Seconds are those of the fit, one thread."
+    "it, and of the outputs on held-out inputs. Seconds are those of the fit, one "
+    "thread of a machine with other work."
 )
 
 
