@@ -138,7 +138,7 @@ class TuckerCompletion:
         if self.by_em or max(ranks) > WIDEST or math.prod(ranks) > LARGEST_CORE:
             return self._by_em(seen, state)
         for k in range(len(ranks)):
-            state = _orthonormal(_with_factor(seen, state, k))
+            state = _orthonormal(_with_factor(seen, state, k), (k,))
         return state._replace(core=_core(seen, state))
 
     def model(self, state: Whole) -> Tensor:
@@ -172,14 +172,12 @@ class TuckerCompletion:
         return Whole(contract(filled, basis, list(basis)), tuple(basis.values()))
 
 
-def _orthonormal(state: Whole) -> Whole:
-    """The same with orthonormal columns of the factors."""
-    core, factors = state
-    made = []
-    for k, u in enumerate(factors):
-        basis, rest = signed_qr(u)
+def _orthonormal(state: Whole, modes: Sequence[int] | None = None) -> Whole:
+    """The same with orthonormal columns of the factors; of `modes`, where the others have them."""
+    core, made = state.core, list(state.factors)
+    for k in range(len(made)) if modes is None else modes:
+        made[k], rest = signed_qr(made[k])
         core = mode_product(core, rest, k)
-        made.append(basis)
     return Whole(core, tuple(made))
 
 
@@ -234,14 +232,15 @@ def _core(seen: Observed, state: Whole) -> Tensor:
         rhs = mode_product(rhs, u.T, k)
     products = products.movedim(-1, 0)  # (R, p_0, p_1, ...)
     d = len(ranks)
-    where: list[slice | Tensor] = [slice(None)]
-    for k, r in enumerate(ranks):
-        shape = [1] * (2 * d)
-        shape[k] = shape[d + k] = r
-        where.append(places(r, core.device).reshape(shape))
+    order = (0, *range(1, 2 * d, 2), *range(2, 2 * d + 1, 2))
 
     def systems(rows: slice) -> Tensor:
-        return products[rows].double()[tuple(where)].reshape(-1, q, q)
+        # One mode after the other, the last one first: whole runs of memory are copied.
+        part = products[rows].double()
+        for k in reversed(range(d)):
+            part = part.index_select(k + 1, places(ranks[k], core.device).flatten())
+        sides = [n for r in ranks for n in (r, r)]
+        return part.reshape(-1, *sides).permute(order).reshape(-1, q, q)
 
     found = solved_rows(systems, rhs.reshape(q, -1).T, core.reshape(q, -1).T, RIDGE[core.dtype])
     return found.T.to(core.dtype).reshape(core.shape)

@@ -15,7 +15,7 @@ from tensorlrf.decomposition.cp._options import Options
 from tensorlrf.decomposition.cp._problem import as_factors
 from tensorlrf.decomposition.cp._start import given_start, matrix_start, random_start, svd_start
 from tensorlrf.decomposition.cp._state import CPState
-from tensorlrf.decomposition.cp.observed._small import small_sweep
+from tensorlrf.decomposition.cp.observed._small import small_model, small_sweep
 from tensorlrf.decomposition.linalg.multilinear._mttkrp import CutTensor
 from tensorlrf.decomposition.linalg.observed._complete import (
     EM,
@@ -96,6 +96,9 @@ class CPCompletion:
             yield make(self.spread, rank, 1, rng)
 
     def model(self, state: CPState) -> Tensor:
+        if _is_small(self.seen):
+            columns = [u[:, 0].numpy() for u in state.factors]
+            return torch.from_numpy(small_model(columns, state.weights[0].numpy()))
         first, *others = (u[:, 0] for u in state.factors)
         scaled = first * state.weights[0].to(first.dtype)
         shape = [u.shape[0] for u in state.factors]
@@ -133,7 +136,7 @@ class CPCompletion:
         columns = [u[:, 0] for u in state.factors]
         weights = state.weights
         ridge = RIDGE[seen.data.dtype]
-        if seen.data.numel() <= SMALL and seen.data.dtype == torch.float64 and seen.data.is_cpu:
+        if _is_small(seen):
             arrays, sizes = small_sweep(
                 seen.weights.numpy(),
                 seen.weighted.numpy(),
@@ -158,6 +161,11 @@ class CPCompletion:
             columns[k] = (rows / weights.clamp_min(TINY)).to(u.dtype)
             by_pairs[k] = pairs(columns[k])
         return CPState(tuple(u[:, None] for u in columns), weights)
+
+
+def _is_small(seen: Observed) -> bool:
+    data = seen.data
+    return data.numel() <= SMALL and data.dtype == torch.float64 and data.is_cpu
 
 
 def _systems(system: Tensor, place: Tensor) -> Callable[[slice], Tensor]:

@@ -33,11 +33,19 @@ def small_sweep(
     first, second, place = _two_by_two(r)
     by_pairs = [u[:, first] * u[:, second] for u in columns]
     grams, products = _behind(weights, by_pairs), _behind(weighted, columns)
+    last = len(columns) - 1
+    fronts = np.ones((1, by_pairs[0].shape[1])), np.ones((1, r))  # products of what is before k
     for k, u in enumerate(columns):
+        if k:
+            fronts = (
+                khatri_rao((fronts[0], by_pairs[k - 1])),
+                khatri_rao((fronts[1], columns[k - 1])),
+            )
         if k in fixed:
             continue
-        system = _along(weights, by_pairs, grams, k)[:, place]  # (n, r, r)
-        rhs, old = _along(weighted, columns, products, k), u * sizes
+        behind = (weights, weighted) if k == last else (grams[last - 1 - k], products[last - 1 - k])
+        system = _along(behind[0], fronts[0], len(u), k == last)[:, place]  # (n, r, r)
+        rhs, old = _along(behind[1], fronts[1], len(u), k == last), u * sizes
         diagonal = system[:, range(r), range(r)]
         length = np.maximum(np.sqrt(diagonal.mean(0)), TINY)
         system = system / (length[:, None] * length)
@@ -69,15 +77,20 @@ def _behind(tensor: Array, columns: Sequence[Array]) -> list[Array]:
     return parts
 
 
-def _along(tensor: Array, columns: list[Array], parts: list[Array], mode: int) -> Array:
-    """(n_mode, q) of it, with the columns in front as they are now."""
-    n, last = tensor.shape[mode], len(columns) - 1
-    if mode == 0:
-        return parts[-1].reshape(n, -1)
-    front = reduce(lambda a, b: khatri_rao((a, b)), columns[:mode])
-    if mode == last:
-        product: Array = tensor.reshape(-1, n).T @ front
+def _along(part: Array, front: Array, n: int, last: bool) -> Array:
+    """(n, q) of what is contracted behind a mode, with the columns in `front` (L, q) of it; of the
+    last mode, of the tensor itself."""
+    if last:
+        product: Array = part.reshape(-1, n).T @ front
         return product
-    part = parts[last - 1 - mode].reshape(len(front), n, -1)
-    found: Array = np.einsum("lnq,lq->nq", part, front)
+    if len(front) == 1:
+        return part.reshape(n, -1)
+    found: Array = np.einsum("lnq,lq->nq", part.reshape(len(front), n, -1), front)
     return found
+
+
+def small_model(columns: Sequence[Array], sizes: Array) -> Array:
+    """What columns and their sizes stand for."""
+    front = reduce(lambda a, b: khatri_rao((a, b)), columns[:-1])
+    whole: Array = front @ (columns[-1] * sizes).T
+    return whole.reshape([len(u) for u in columns])

@@ -130,7 +130,9 @@ class Observed:
 
 
 def _inner(one: Tensor, other: Tensor) -> float:
-    """<A, B>, within rows in the dtype, over rows in float64."""
+    """<A, B>; of float32, within rows in that dtype, over rows in float64."""
+    if one.dtype == torch.float64:
+        return float(torch.dot(one.flatten(), other.flatten()))
     rows = (one * other).flatten(1).sum(1)
     return float(rows.to(torch.float64).sum())
 

@@ -24,7 +24,8 @@ TINY = 1e-150
 def signed_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Q R with a diagonal of R that is not below zero: paths of matrices give paths."""
     basis, rest = torch.linalg.qr(matrix)
-    signs = torch.where(rest.diagonal() < 0, -1.0, 1.0).to(rest.dtype)
+    diagonal = rest.diagonal()
+    signs = torch.ones_like(diagonal).copysign_(diagonal)
     return basis * signs, signs[:, None] * rest
 
 
