@@ -57,7 +57,7 @@ test-kernels: $(READY)
 test-compiled: $(READY)
 	$(ALONE) -m "aot and not slow" tests/kernels
 
-test-slow: $(VENV)/.examples $(VENV)/timm $(VENV)/hf $(VENV)/diffusers $(VENV)/quant
+test-slow: $(VENV)/.examples $(VENV)/timm $(VENV)/hf $(VENV)/diffusers $(VENV)/quant $(VENV)/peers
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q -m "slow and not aot" tests
 	$(RUN) -m pytest -q -m "slow and aot" tests/kernels
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
@@ -13,12 +12,7 @@ from bench.field_data import amino_acids
 from tensorlrf import decomposition as d
 from tests.decomposition.nonnegative.checks import none_negative
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("pygenten") is None, reason="the data is in pygenten's wheel"
-    ),
-]
+pytestmark = pytest.mark.slow  # reads the data of `make .venv/peers`
 
 
 @pytest.mark.parametrize("rank", sorted(REACHED))
