@@ -28,6 +28,10 @@ PAGES = [
     "docs/sums_and_codes.md",
     "docs/completion.md",
     "docs/generalized.md",
+    "docs/skeletons.md",
+    "docs/bayesian.md",
+    "docs/sparse.md",
+    "docs/spectra.md",
     *(
         pytest.param(f"docs/{n}.md", marks=pytest.mark.slow)
         for n in ("start", "compress", "formats", "tensor_formats")
@@ -94,6 +98,12 @@ def supposed(page: str) -> dict[str, Any]:
         readings = planted.to_dense().masked_fill(torch.rand(9, 8, 7) < 0.3, torch.nan)
         names |= {"readings": readings, "ratings": readings.flatten(1)}
         names["variance"] = torch.ones(9, 8, 7)
+    if page == "docs/bayesian.md":
+        names["tensor"] = torch.rand(7, 6, 5)
+    if page == "docs/spectra.md":
+        asked = torch.rand(3, 16, 6, 6)
+        expected = Net()(asked).detach()
+        names["evaluate"] = names["on_other_data"] = lambda m: -float((m(asked) - expected).norm())
     if page == "docs/formats.md":
         inputs = torch.rand(128, 400)
         names |= {"weight": linear.weight, "weights": torch.rand(3, 128, 128), "x": inputs.T}
