@@ -46,7 +46,7 @@ TRIED = 500
     gives=CPFactors,
     on={"tensor"},
     law="gradients are those of autograd; no step raises the loss",
-    measured="field_generalized",
+    measured="field_generalized: amino",
 )
 def fit_generalized_cp(
     tensor: Any,

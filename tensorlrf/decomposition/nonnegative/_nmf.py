@@ -40,7 +40,7 @@ LOSSES = ("frobenius", "kl")
     on={"tensor"},
     order=(14, 14),
     law="no entry is negative; no sweep raises the loss",
-    measured="nonnegative: NMF",
+    measured="nonnegative: nmf",
 )
 def fit_nmf(
     tensor: Any,

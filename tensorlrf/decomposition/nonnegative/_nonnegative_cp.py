@@ -30,7 +30,7 @@ from tensorlrf.factors import CPFactors
     on={"tensor"},
     order=(15, 15),
     law="no entry is negative; no sweep raises the error",
-    measured="nonnegative: CP",
+    measured="nonnegative: non-negative cp",
 )
 def fit_nonnegative_cp(
     tensor: Any,

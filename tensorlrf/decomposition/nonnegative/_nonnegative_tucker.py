@@ -49,7 +49,7 @@ are flat places, and sweeps there cost little."""
     on={"tensor"},
     order=(15, 15),
     law="no entry is negative; no sweep raises the error",
-    measured="nonnegative: Tucker",
+    measured="nonnegative: non-negative tucker",
 )
 def fit_nonnegative_tucker(
     tensor: Any,

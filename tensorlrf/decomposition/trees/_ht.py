@@ -30,7 +30,7 @@ TREES = {"balanced": trees.balanced, "train": trees.in_a_chain}
     gives=HTFactors,
     on={"tensor"},
     law="no error above sqrt(2 d - 3) times the best; exact at true ranks",
-    measured="field_formats",
+    measured="field_formats: hierarchical",
 )
 def fit_hierarchical_tucker(
     tensor: Any,
