@@ -74,6 +74,7 @@ from tensorlrf.compression import (
 from tensorlrf.decomposition import (
     IncrementalSVD,
     OnlineCP,
+    OnlineTucker,
     aca,
     bayesian_cp,
     bayesian_tucker,
@@ -183,6 +184,7 @@ __all__ = [
     "Monarch",
     "MonarchFactors",
     "OnlineCP",
+    "OnlineTucker",
     "Parafac2Factors",
     "Plan",
     "ProgressiveDecomposition",

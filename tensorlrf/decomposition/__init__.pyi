@@ -66,6 +66,7 @@ from tensorlrf.decomposition.skeleton._interpolative import fit_interpolative, i
 from tensorlrf.decomposition.skeleton._nystrom import fit_nystrom, nystrom
 from tensorlrf.decomposition.streaming._cp import OnlineCP
 from tensorlrf.decomposition.streaming._svd import IncrementalSVD
+from tensorlrf.decomposition.streaming._tucker import OnlineTucker
 from tensorlrf.decomposition.sums._low_rank_plus_quantized import (
     fit_low_rank_plus_quantized,
     low_rank_plus_quantized,
@@ -452,6 +453,7 @@ __all__ = [
     "Loss",
     "LossFit",
     "OnlineCP",
+    "OnlineTucker",
     "Posterior",
     "RestartCongruence",
     "SampledFit",

@@ -342,6 +342,12 @@ def _share(rank: Rank) -> float | None:
     return None
 
 
+def as_tuple_of_ints(rank: Any) -> int | tuple[int, ...]:
+    """One int of at least one, or a tuple of such. Raises RankError for what is none."""
+    rank = plain(rank, "rank")
+    return ints(tuple(rank)) if isinstance(rank, (tuple, list)) else _one_int(rank)
+
+
 def ints(rank: Sequence[object]) -> tuple[int, ...]:
     """Several ranks, each at least one."""
     return tuple(_one_int(r, f"rank={tuple(rank)}: entry {k}, {r!r},") for k, r in enumerate(rank))

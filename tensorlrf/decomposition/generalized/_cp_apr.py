@@ -103,7 +103,9 @@ def fit_cp_apr(
     >>> abs(f.to_dense().sum() / counts.sum() - 1) < 1e-3
     tensor(True)
     """
-    data, _ = data_of(tensor, None, None, POISSON)
+    data, _ = data_of(
+        tensor, None, None, POISSON, "use generalized_cp, which has mask= and other losses"
+    )
     rank, _ = check_rank_or_error(rank, None, data.dtype)
     assert rank is not None  # one of the two is
     r = cp_rank(rank, data.shape)

@@ -22,7 +22,7 @@ from tensorlrf.decomposition.generalized._dense import (
     Objective,
     Rows,
 )
-from tensorlrf.decomposition.generalized._entries import check_data
+from tensorlrf.decomposition.generalized._entries import HIDE, MEND, check_data
 from tensorlrf.decomposition.generalized._loss import KnownLoss, Loss, Units
 from tensorlrf.decomposition.generalized._nonzeros import (
     Nonzeros,
@@ -104,24 +104,27 @@ class Data:
         return float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
-def data_of(tensor: Any, mask: Any, weights: Any, loss: Loss) -> tuple[Data, Loss]:
-    """What a user gives, dense or sparse, checked, and the loss in its unit.
+def data_of(
+    tensor: Any, mask: Any, weights: Any, loss: Loss, remedy: str | None = None
+) -> tuple[Data, Loss]:
+    """What a user gives, dense or sparse, checked, and the loss in its unit; `remedy` for entries
+    that the loss is not for, where it is another than hiding them or choosing another loss.
 
     Raises what `dense_data` and `sparse_data` do, and UnsupportedError for a mask or weights of a
     sparse tensor.
     """
     if not is_sparse(tensor):
-        return dense_data(tensor, mask, weights, loss)
+        return dense_data(tensor, mask, weights, loss, remedy or HIDE)
     for name, given in (("mask", mask), ("weights", weights)):
         if given is not None:
             raise UnsupportedError(
                 f"{name}= is not served for sparse tensors, whose other entries are known to be "
                 "zero; pass a dense one"
             )
-    return sparse_data(SparseTensor.of(tensor), loss)
+    return sparse_data(SparseTensor.of(tensor), loss, remedy or MEND)
 
 
-def sparse_data(tensor: SparseTensor, loss: Loss) -> tuple[Data, Loss]:
+def sparse_data(tensor: SparseTensor, loss: Loss, remedy: str) -> tuple[Data, Loss]:
     """The nonzeros, checked, and the loss in their unit.
 
     Raises ArgumentError for NaN, Inf and entries that the loss is not for, and ShapeError for fewer
@@ -143,18 +146,18 @@ def sparse_data(tensor: SparseTensor, loss: Loss) -> tuple[Data, Loss]:
     def index_of(place: int) -> tuple[int, ...]:
         return tuple(indices[:, place].tolist())
 
-    check_data(loss, values, index_of)
+    check_data(loss, values, index_of, remedy)
     data = Nonzeros(shape, indices, values)
     if data.zeros:
         # The first that is not stored, if the loss is not for zero.
-        check_data(loss, values.new_zeros(1), lambda _: data.first_zero())
+        check_data(loss, values.new_zeros(1), lambda _: data.first_zero(), remedy)
     largest = float(values.abs().max()) if len(values) else 0.0
     scale, loss = unit_of(values, largest, loss)
     over = values if scale == 1 else values / scale
     return Data(None, None, Nonzeros(shape, indices, over), scale, dtype), loss
 
 
-def dense_data(tensor: Any, mask: Any, weights: Any, loss: Loss) -> tuple[Data, Loss]:
+def dense_data(tensor: Any, mask: Any, weights: Any, loss: Loss, remedy: str) -> tuple[Data, Loss]:
     """A tensor in memory, checked, and the loss in its unit.
 
     Raises what `as_tensor` does, and ArgumentError or ShapeError for a mask or weights that do not
@@ -174,7 +177,7 @@ def dense_data(tensor: Any, mask: Any, weights: Any, loss: Loss) -> tuple[Data, 
         _refuse_hidden_slices(heavy, "mask" if weights is None else "weights")
     values = checked.detach().to(work)
 
-    check_data(loss, values.reshape(-1), lambda place: index_at(place, values.shape))
+    check_data(loss, values.reshape(-1), lambda place: index_at(place, values.shape), remedy)
     scale, loss = unit_of(values, largest, loss)
     over = values if scale == 1 else values / scale
     return Data(over.contiguous(), heavy, None, scale, dtype), loss

@@ -50,7 +50,16 @@ def try_out(loss: Loss, x: Tensor, m: Tensor) -> None:
             )
 
 
-def check_data(loss: Loss, entries: Tensor, index_of: Callable[[int], tuple[int, ...]]) -> None:
+HIDE = "hide such entries (mask=), or choose another loss"
+MEND = "mend such entries, or choose another loss"
+
+
+def check_data(
+    loss: Loss,
+    entries: Tensor,
+    index_of: Callable[[int], tuple[int, ...]],
+    remedy: str,
+) -> None:
     """Raise ArgumentError at the first of the entries (n,) that the loss is not for; `index_of`
     gives its index in the tensor."""
     outside, words = UNFIT[loss.support]
@@ -59,5 +68,5 @@ def check_data(loss: Loss, entries: Tensor, index_of: Callable[[int], tuple[int,
         first = int(odd[0, 0])
         raise ArgumentError(
             f"tensor[{', '.join(map(str, index_of(first)))}] is {float(entries[first]):g}, but "
-            f"loss={loss.name!r} {words}; hide such entries (mask=), or choose another loss"
+            f"loss={loss.name!r} {words}; {remedy}"
         )

@@ -175,6 +175,11 @@ def fit_generalized_cp(
 generalized_cp = factors_of(fit_generalized_cp)
 
 
+FILLED = 16
+"""Entries of a sparse tensor for each that is stored, up to which first steps see it as a dense
+one."""
+
+
 class _Run:
     """Runs from several starts, and the best of them."""
 
@@ -269,7 +274,9 @@ class _Run:
             return None
         if data.sparse is None:
             return Squares(data.values)
-        return Squares(data.sparse.dense()) if data.size <= ENTRIES else None
+        # Where few entries are stored the others take the memory that only these should.
+        full = data.size <= min(ENTRIES, FILLED * len(data.values))
+        return Squares(data.sparse.dense()) if full else None
 
     def _watch(self, point: Tensor, loss: float) -> bool:
         if self.callback is None:

@@ -13,6 +13,7 @@ from tensorlrf.decomposition._input import as_tensor, working_dtype
 from tensorlrf.decomposition.linalg._gram import keep_within, left_singular
 from tensorlrf.decomposition.linalg.threads import entries, problem
 from tensorlrf.decomposition.rank import check_rank_or_error, plain
+from tensorlrf.decomposition.streaming._rows import GrowingRows, check_alike
 from tensorlrf.errors import ArgumentError, RankError, ShapeError
 from tensorlrf.factors import LowRank
 from tensorlrf.factors.autocast import without_autocast
@@ -75,8 +76,7 @@ class IncrementalSVD:
         self._rank: int | None = rank
         self._error: float | None = plain(error, "error")
         self._dtype: torch.dtype | None = None
-        self._tops: list[Tensor] = []  # (r, r') of every update: what became of the vectors before
-        self._bottoms: list[Tensor] = []  # (m, r') of every update: those of its rows
+        self._rows = GrowingRows()
         self._kept: Tensor | None = None  # singular values times right vectors, (r, n)
         self._lost = self._whole = 0.0  # squared
         self.n_rows = 0
@@ -109,8 +109,7 @@ class IncrementalSVD:
             turn = vectors[:, :r]
             self._lost += float(energies[r:].sum())
             self._kept = turn.T @ stack
-            self._tops.append(turn[:before])
-            self._bottoms.append(turn[before:])
+            self._rows.take(turn, before)
         self._dtype = given.dtype
         self.n_rows += int(given.shape[0])
         vars(self).pop("factors", None)
@@ -137,11 +136,7 @@ class IncrementalSVD:
                 f"rows has shape {tuple(rows.shape)}, those before have {self._kept.shape[1]} "
                 "columns; all updates have one width"
             )
-        if rows.dtype != self._dtype or rows.device != self._kept.device:
-            raise ArgumentError(
-                f"rows is {rows.dtype} on {rows.device}, those before are {self._dtype} on "
-                f"{self._kept.device}; bring them together with .to()"
-            )
+        check_alike("rows", rows, self._dtype, self._kept.device)
 
     @property
     def bound(self) -> float:
@@ -164,14 +159,7 @@ class IncrementalSVD:
         """
         if self._kept is None or self._dtype is None:
             raise ArgumentError("there are no rows yet; call update(rows) first")
-        turn = torch.eye(self._kept.shape[0], dtype=self._kept.dtype, device=self._kept.device)
-        blocks = []
-        for top, bottom in zip(reversed(self._tops), reversed(self._bottoms), strict=True):
-            blocks.append(bottom @ turn)
-            turn = top @ turn
-        left = torch.cat(blocks[::-1])
-        # What it was made of is kept as one update, so that the next look is no dearer.
-        self._tops, self._bottoms = [turn], [left]
+        left = self._rows.whole()
         return LowRank(left.to(self._dtype), self._kept.to(self._dtype))
 
     @property
