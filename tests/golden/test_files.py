@@ -81,8 +81,8 @@ def test_every_option_is_another_than_by_default() -> None:
     for word, method in methods().items():
         plain = config_of(word)()
         same = [f.name for f in fields(method) if getattr(method, f.name) == getattr(plain, f.name)]
-        # gates= apart goes with the default metric=.
-        assert set(same) <= {"rank", "error", "n_restarts", "order", "gates"}, word
+        # gates= apart goes with the default metric=, and mode= of a ring with the default init=.
+        assert set(same) <= {"rank", "error", "n_restarts", "order", "gates", "mode"}, word
 
 
 def test_there_is_one_of_every_kind() -> None:
