@@ -24,10 +24,10 @@ from tensorlrf.factors.autocast import without_autocast
 class OnlineTucker:
     """A Tucker model of a tensor that grows along its first mode, slab by slab.
 
-    No slab is kept. What is held are the core, the factors, and of the growing mode the rows of all slabs. An update
-    puts the model of what came before, in the few directions of its growing mode, upon the slab,
-    and decomposes these (r_0 + m, n_1, ...) by the sequentially truncated HOSVD: work and memory
-    are those of the slab and the model, however long the tensor has become.
+    No slab is kept. What is held are the core, the factors, and of the growing mode the rows of all
+    slabs. An update puts the model of what came before, in the few directions of its growing mode,
+    upon the slab, and decomposes these (r_0 + m, n_1, ...) by the sequentially truncated HOSVD:
+    work and memory are those of the slab and the model, however long the tensor has become.
 
     Parameters
     ----------
