@@ -4,8 +4,8 @@
 
 Ours and pyttb begin at the same factors, GenTen at its own (its Python reads factors that are given
 to it in another order). All take one thread, ours in float32, the peers in float64, their own
-number. Each ends by its own rule, peers on samples after five epochs at the latest. The loss is that
-of all entries in float64, of the factors that came back; a time counts where it is no higher than
+number. Each ends by its own rule, peers on samples after five epochs at the latest. The loss is of
+all entries in float64, of the factors that came back; a time counts where it is no higher than
 the peer's.
 
 Counts are those of Chicago's crimes in form (days, hours, areas, kinds of crime; FROSTT), made by a
@@ -43,8 +43,8 @@ from tensorlrf.decomposition.generalized._losses import loss_of  # noqa: E402
 from tensorlrf.decomposition.generalized._report import stack_of  # noqa: E402
 
 NOTE = (
-    "Seconds of the call, medians of rounds in turn, of sparse data one round; one thread. Over peer: how many times as long "
-    "each peer took, median of rounds (goals 3 for pyttb, 1 for GenTen, at no higher loss). Loss: "
+    "Seconds of the call, medians of rounds in turn, of sparse data one round; one thread. Over "
+    "peer: how many times as long each peer took, median of rounds (goals 3 for pyttb, 1 for GenTen, at no higher loss). Loss: "
     "over all entries, float64."
 )
 
