@@ -44,8 +44,8 @@ from tensorlrf.decomposition.generalized._report import stack_of  # noqa: E402
 
 NOTE = (
     "Seconds of the call, medians of rounds in turn, of sparse data one round; one thread. Over "
-    "peer: how many times as long each peer took, median of rounds (goals 3 for pyttb, 1 for GenTen, at no higher loss). Loss: "
-    "over all entries, float64."
+    "peer: how many times as long each peer took, median of rounds (goals 3 for pyttb, 1 for "
+    "GenTen, at no higher loss). Loss: over all entries, float64."
 )
 
 EPOCHS = 5
