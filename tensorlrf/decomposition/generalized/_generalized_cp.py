@@ -24,6 +24,7 @@ from tensorlrf.decomposition.generalized._samples import Sampler
 from tensorlrf.decomposition.generalized._squares import ENTRIES, Squares
 from tensorlrf.decomposition.generalized._stack import as_factors
 from tensorlrf.decomposition.generalized._start import given_start, random_start
+from tensorlrf.decomposition.linalg.observed._observed import warn_unless_enough
 from tensorlrf.decomposition.methods import factors_of, method
 from tensorlrf.decomposition.random_state import generator
 from tensorlrf.decomposition.rank import Rank, check_rank_or_error, cp_rank
@@ -137,6 +138,11 @@ def fit_generalized_cp(
     UnsupportedError
         For a mask or weights of a sparse tensor.
 
+    Warns
+    -----
+    TensorlrfWarning
+        Where a mask or weights leave fewer entries than the model has free parameters.
+
     References
     ----------
     Hong, Kolda & Duersch 2020; Kolda & Hong 2020 (sampling).
@@ -154,6 +160,9 @@ def fit_generalized_cp(
     rank, _ = check_rank_or_error(rank, None, data.dtype)
     assert rank is not None  # one of the two is
     r = cp_rank(rank, data.shape)
+    if data.weights is not None:
+        unknowns = r * (sum(data.shape) - len(data.shape) + 1)
+        warn_unless_enough(int(data.weights.count_nonzero()), unknowns, r)
     check_iteration(n_iter_max, tol)
     check_count("n_restarts", n_restarts, 1)
     check_callback(callback, None)

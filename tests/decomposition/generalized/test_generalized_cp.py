@@ -20,7 +20,13 @@ from tensorlrf import CPFactors, SparseTensor
 from tensorlrf.decomposition import Loss, LossFit, fit_cp, fit_generalized_cp, huber_loss
 from tensorlrf.decomposition.generalized import _squares
 from tensorlrf.decomposition.generalized._losses import LOSSES
-from tensorlrf.errors import ArgumentError, RankError, ShapeError, UnsupportedError
+from tensorlrf.errors import (
+    ArgumentError,
+    RankError,
+    ShapeError,
+    TensorlrfWarning,
+    UnsupportedError,
+)
 from tests.decomposition.generalized.planted import RANK, SHAPE, planted, rates
 from tests.draws import generator, seeded
 
@@ -119,6 +125,14 @@ def test_counts_of_zero_ask_for_nothing() -> None:
 
 
 # ---- entries that are not known -----------------------------------------------------------------
+
+
+def test_more_unknowns_than_entries_are_told() -> None:
+    x, _ = planted("gaussian")
+    few = torch.rand(SHAPE, generator=generator(2)) < 0.9
+    unknowns = 64 * (sum(SHAPE) - 2)
+    with pytest.warns(TensorlrfWarning, match=f"{unknowns} free parameters for {int(few.sum())}"):
+        fit(x, 64, mask=few, n_iter_max=1)
 
 
 def test_masked_entries_have_no_say() -> None:

@@ -120,13 +120,18 @@ class Observed:
 
     def warn_unless_enough(self, unknowns: int, rank: Any) -> None:
         """TensorlrfWarning where a model has more `unknowns` than there are entries to tell."""
-        if self.count < unknowns:
-            warn(
-                f"rank={rank} has {unknowns} free parameters for {self.count} observed entries: "
-                "many models fit these, and what is hidden may be anything; ask for less, or "
-                "choose by tensorlrf.cross_validate",
-                TensorlrfWarning,
-            )
+        warn_unless_enough(self.count, unknowns, rank)
+
+
+def warn_unless_enough(count: int, unknowns: int, rank: Any) -> None:
+    """TensorlrfWarning where a model has more `unknowns` than there are entries to tell."""
+    if count < unknowns:
+        warn(
+            f"rank={rank} has {unknowns} free parameters for {count} observed entries: many models "
+            "fit these, and what is hidden may be anything; ask for less, or choose by "
+            "tensorlrf.cross_validate",
+            TensorlrfWarning,
+        )
 
 
 def _inner(one: Tensor, other: Tensor) -> float:
