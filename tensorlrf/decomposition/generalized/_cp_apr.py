@@ -39,7 +39,6 @@ TRIES = 8
     gives=CPFactors,
     on={"tensor"},
     law="no update raises the divergence; the KKT residual goes to zero",
-    measured="field_generalized: crimes",
 )
 def fit_cp_apr(
     tensor: Any,
