@@ -39,7 +39,7 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
     "auto": {"candidates": [{"name": "svd"}, {"name": "tucker"}, {"name": "cp"}]},
     "kron": {"shapes": None, **_SKETCH, **_SWEEPS},
     "tt": {"row_sizes": None, "column_sizes": None, "order": None, **_SWEEPS},
-    "tr": {"sizes": None, "init": "svd", "n_iter_max": 30, "tol": 1e-4},
+    "tr": {"sizes": None, "init": "svd", "mode": 0, "n_iter_max": 30, "tol": 1e-4},
     "blr": {"block": None, "dense_blocks": True, **_SWEEPS},
     "hierarchical": {"leaf": 64, "admissible": "weak", **_SWEEPS},
     "monarch": {"blocks": None, **_SWEEPS},
