@@ -19,6 +19,7 @@ from tensorlrf.cli._refine import refine
 from tensorlrf.cli._sensitivity import sensitivity
 from tensorlrf.cli.measure._bench import bench
 from tensorlrf.cli.measure._compare import compare
+from tensorlrf.cli.measure._spectra import spectra
 
 app = typer.Typer(
     name="tensorlrf",
@@ -52,6 +53,7 @@ def tensorlrf(
       tensorlrf refine minilm-small/ minilm/ -o better/ --seconds 600 --text news.txt
       tensorlrf frontier minilm/ --text news.txt --plot frontier.png
       tensorlrf sensitivity minilm/ --text news.txt -o layers.json
+      tensorlrf spectra minilm/ --plot layers.png
       tensorlrf bench minilm-small/ --against minilm/
       tensorlrf compare minilm/ minilm-small/ --text held_out.txt
       tensorlrf inspect minilm-small/ --verify
@@ -72,6 +74,7 @@ app.command()(calibrate)
 app.command()(refine)
 app.command()(frontier)
 app.command()(sensitivity)
+app.command()(spectra)
 app.command()(bench)
 app.command()(compare)
 app.command()(inspect)

@@ -1,1 +1,1 @@
-"""Commands that measure models that are there: `bench`, `compare`."""
+"""Commands that measure models that are there: `bench`, `compare`, `spectra`."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tensorlrf.compression._render import Header, Table
 from tensorlrf.compression.plan._heat_map import plot_heat_map
+from tensorlrf.compression.spectral.words import MEASURES
 from tensorlrf.decomposition.analysis.measures import SpectralMeasures
 from tensorlrf.errors import unknown
 
@@ -27,8 +28,6 @@ HEADER: Header = (
     ("of all", "right"),
     ("entropy", "right"),
 )
-
-MEASURES = ("effective_rank", "stable_rank", "nuclear_norm", "entropy")
 
 
 @dataclass(frozen=True)
