@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._fit import Fit
@@ -228,6 +229,41 @@ def descend(
     best = min(runs, key=lambda run: run.error)
     best = best if best.reason else swept(best, n_iter_max - trial)
     return replace(best, reason=best.reason or f"n_iter_max={n_iter_max} sweeps")
+
+
+def descend_ahead(
+    starts: Iterable[Descent[S]],
+    sweep: Callable[[S], tuple[S, float]],
+    tol: float | None,
+    n_iter_max: int,
+    ahead: Callable[[S, S, float], S],
+    *,
+    trial: int = 0,
+    enough: float = 16 * torch.finfo(torch.float64).eps,
+    watch: Callable[[S, float], bool | None] | None = None,
+) -> Descent[S]:
+    """`descend` by sweeps that begin ahead, in float64, and end where a plain one confirms it."""
+    return descend(
+        starts,
+        sweep,
+        tol,
+        n_iter_max,
+        trial=min(trial, n_iter_max),
+        ahead=ahead,
+        step=lambda: StepAhead(confirmed=True),
+        rise=ROUNDING,
+        enough=enough,
+        watch=watch,
+    )
+
+
+def watch_of(
+    callback: Callable[[Any, float], bool | None] | None, cast: Callable[[S], Any]
+) -> Callable[[S, float], bool] | None:
+    """What calls a user's callback with the factors that a state is cast to."""
+    if callback is None:
+        return None
+    return lambda state, error: bool(callback(cast(state), error))
 
 
 def finished(fit: F, n_iter_max: int | None) -> F:

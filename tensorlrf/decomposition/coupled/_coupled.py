@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import (
-    ROUNDING,
     Descent,
-    StepAhead,
     check_iteration,
-    descend,
+    descend_ahead,
+    watch_of,
 )
 from tensorlrf.decomposition._input import check_sequence
 from tensorlrf.decomposition._options import check_callback, check_count
@@ -247,20 +246,14 @@ def fit_coupled_factorization(
     def cast(state: State) -> tuple[CPFactors, ...]:
         return _factors(problem, state, scale, dtype)
 
-    def watch(state: State, error: float) -> bool | None:
-        return bool(callback(cast(state), error)) if callback is not None else None
-
-    run = descend(
+    run = descend_ahead(
         _starts(problem, init, n_restarts, draws),
         problem.sweep,
         tol,
         n_iter_max,
-        trial=min(TRIAL, n_iter_max) if n_restarts > 1 else 0,
-        ahead=ahead,
-        step=lambda: StepAhead(confirmed=True),
-        rise=ROUNDING,
-        enough=16 * torch.finfo(torch.float64).eps,
-        watch=watch if callback is not None else None,
+        ahead,
+        trial=TRIAL if n_restarts > 1 else 0,
+        watch=watch_of(callback, cast),
     )
     factors = cast(run.state)
     models = [f.to(torch.float64).to_dense() / scale for f in factors]

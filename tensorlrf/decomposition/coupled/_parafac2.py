@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import (
-    ROUNDING,
     Descent,
-    StepAhead,
     beyond,
     check_iteration,
-    descend,
+    descend_ahead,
+    watch_of,
 )
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._options import check_callback, check_count
@@ -128,26 +127,21 @@ def fit_parafac2(
     def cast(state: State) -> Parafac2Factors:
         return _factors(work, state, scale, dtype)
 
-    def watch(state: State, error: float) -> bool | None:
-        return bool(callback(cast(state), error)) if callback is not None else None
-
     def descended(
         on: Slices, starts: Iterable[Descent[State]], more: int, seen: Watch | None
     ) -> Descent[State]:
-        return descend(
+        return descend_ahead(
             starts,
             on.sweep,
             tol,
             n_iter_max,
-            trial=min(TRIAL, n_iter_max) if more > 0 else 0,
-            ahead=_ahead,
-            step=lambda: StepAhead(confirmed=True),
-            rise=ROUNDING,
+            _ahead,
+            trial=TRIAL if more > 0 else 0,
             enough=on.rounding,
             watch=seen,
         )
 
-    watched = watch if callback is not None else None
+    watched = watch_of(callback, cast)
     small = None if is_format(init, Parafac2Factors) else Narrow.of(work)
     if small is None:
         run = descended(

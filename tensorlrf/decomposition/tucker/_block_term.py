@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from tensorlrf.decomposition._descent import (
-    ROUNDING,
-    StepAhead,
     check_iteration,
-    descend,
+    descend_ahead,
     finished,
+    watch_of,
 )
 from tensorlrf.decomposition._fit import Fit
 from tensorlrf.decomposition._input import as_tensor, working_dtype
@@ -184,20 +183,14 @@ def fit_block_term(
         def cast(state: Terms) -> BlockTerm:
             return problem.factors(state, scale, tensor.dtype)
 
-        def watch(state: Terms, error: float) -> bool | None:
-            return bool(callback(cast(state), error)) if callback is not None else None
-
-        run = descend(
+        run = descend_ahead(
             (problem.start(draws) for _ in range(n_restarts)),
             problem.sweep,
             least,
             most,
-            trial=min(TRIAL, most) if n_restarts > 1 else 0,
-            ahead=ahead,
-            step=lambda: StepAhead(confirmed=True),
-            rise=ROUNDING,
-            enough=16 * torch.finfo(torch.float64).eps,
-            watch=watch if callback is not None else None,
+            ahead,
+            trial=TRIAL if n_restarts > 1 else 0,
+            watch=watch_of(callback, cast),
         )
         factors = cast(run.state)
         loss = factors.to(working_dtype(tensor.dtype)).rel_error(tensor)

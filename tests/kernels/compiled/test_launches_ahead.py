@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from bench.fake_driver import FakeDriver
 from bench.harvest import check
 from bench.harvest import compile as compiling
 from bench.harvest.launches import Pointer, distinct, recorded, seen
@@ -22,26 +22,10 @@ from tensorlrf_kernels.launches import Call
 pytestmark = pytest.mark.aot
 
 
-class NoGpu:
-    """As much of a driver as a launch asks before it needs a GPU."""
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-
 @pytest.fixture
 def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(driver, "_active", NoGpu())
+    monkeypatch.setattr(driver, "_active", FakeDriver(keep=False))
 
 
 def launched(name: str) -> list[Call]:
