@@ -20,14 +20,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def tensorly() -> Iterator[Any]:
-    """On torch."""
+    """On torch while a test runs: other judges give it arrays."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import tensorly
         import tensorly.decomposition
 
-        tensorly.set_backend("pytorch")
-        yield tensorly
+        with tensorly.backend_context("pytorch"):
+            yield tensorly
 
 
 def case(seed: int, noise: float) -> tuple[Tensor, Tensor]:

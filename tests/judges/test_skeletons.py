@@ -61,6 +61,7 @@ def test_greedy_columns_are_the_pivots_of_lapack() -> None:
     assert f.column_indices.tolist() == (pivots[:12] - 1).tolist()
     theirs = np.zeros((60, 12))
     theirs[pivots - 1] = np.tril(factor)[:, :12]
+    # Entries of up to ten, sums of twelve products in another order: rounding is some 1e-14.
     np.testing.assert_allclose(f.to_dense().numpy(), theirs @ theirs.T, rtol=0, atol=1e-12)
 
 

@@ -165,6 +165,7 @@ def test_a_model_is_compressed_saved_loaded_and_exported(tmp_path: Path) -> None
         again = tensorlrf.load(tmp_path / "small.safetensors", model)
         assert torch.equal(again(x), small(x))
         exported = tensorlrf.export(small)
+        # float32: sums of a hundred products in another order, through three layers.
         assert torch.allclose(exported(x), tensorlrf.densify(small)(x), atol=1e-5)
         _, middle, _ = to_stock_layer(small[0], "chain").children()
         assert middle.groups == 3
