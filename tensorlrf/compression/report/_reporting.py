@@ -116,5 +116,20 @@ def totals(before: nn.Module, after: nn.Module) -> Totals:
 
 
 def _numbers(model: nn.Module) -> tuple[int, int]:
+    """Of parameters, and of the codes and places of factors, which are buffers; each once."""
     own = [p for p in model.parameters() if not is_lazy(p)]
-    return sum(p.numel() for p in own), sum(p.numel() * p.element_size() for p in own)
+    params, size = sum(p.numel() for p in own), sum(p.nbytes for p in own)
+    seen: set[int] = set()
+    for module in model.modules():
+        if not isinstance(module, FactoredLayer):
+            continue
+        factors = module.factors
+        held = list(factors.tensors().values())
+        codes = [t for t in held if not t.is_floating_point()]
+        if not codes or codes[0].data_ptr() in seen:  # tied layers hold the same ones
+            continue
+        seen.add(codes[0].data_ptr())
+        # Not their numel: four bits are two codes in a byte.
+        params += factors.n_params - sum(t.numel() for t in held if t.is_floating_point())
+        size += sum(t.nbytes for t in codes)
+    return params, size

@@ -68,7 +68,18 @@ def test_a_budget_is_kept(method: Method, budget: dict[str, float]) -> None:
     assert after <= before * next(iter(budget.values())) + 1
     assert any(isinstance(m, tensorlrf.nn.FactoredLinear) for m in small.modules())
     x = weight(5)
+    # float32, summed in another order: entries of up to some sixty, off by 3e-5 at most.
     assert torch.allclose(tensorlrf.densify(small)(x), small(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_the_whole_model_is_counted_with_codes_and_places(method: Method) -> None:
+    small, report = tensorlrf.compress(
+        net(), method=method, skip=[], progress=False, keep_bytes=0.3
+    )
+    assert report.model.bytes_after == sum(t.nbytes for t in small.state_dict().values())
+    biases = 48 + 24
+    assert report.model.params_after == report.eligible.params_after + biases
 
 
 @pytest.mark.parametrize(
